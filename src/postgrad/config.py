@@ -1,0 +1,154 @@
+"""A recipe: TOML plus dotted overrides, checked by pydantic. An unknown key is an error that names it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from postgrad.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    name: str
+    """A packaged name, a local directory, a GGUF file or a hub id."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """0 trains all weights."""
+
+
+class DataConfig(_Section):
+    source: str
+    """"quickstart", or a JSONL/Parquet file of prompts."""
+    system: str = ""
+    """System message put before every prompt; empty leaves it to the model's template."""
+
+
+class SftConfig(_Section):
+    num_examples: Positive
+    epochs: Positive = 1
+    examples_per_step: Positive = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+
+
+class LabelsConfig(_Section):
+    num_prompts: Positive
+    answers_per_prompt: Annotated[int, Field(ge=2, le=9)] = 2
+    ratings_per_comparison: Positive = 1
+    num_raters: Positive = 8
+    rater_temperature: Annotated[float, Field(gt=0)] = 0.5
+    careless_frac: Share = 0.1
+
+
+class RewardConfig(_Section):
+    epochs: Positive = 1
+    prompts_per_step: Positive = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    train_layers: Annotated[int, Field(ge=0)] = 0
+    """Topmost layers that learn; 0 trains all of them."""
+    min_accuracy: Share = 0.55
+
+
+class RlConfig(_Section):
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    steps: Positive
+    prompts_per_step: Positive = 16
+    group_size: Positive = 4
+    epochs: Positive = 2
+    minibatches: Positive = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    max_tokens: Positive = 40
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    kl_stop: Annotated[float, Field(gt=0)] = 10.0
+    """Nats per answer from the reference; the run ends before a step beyond it."""
+    clip_eps: Annotated[float, Field(gt=0)] = 0.2
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    value_coef: Annotated[float, Field(ge=0)] = 0.1
+    gamma: Share = 1.0
+    gae_lambda: Share = 0.95
+    missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
+
+
+class ArenaConfig(_Section):
+    num_prompts: Positive
+    num_raters: Positive = 8
+    resamples: Positive = 1000
+
+
+class GateConfig(_Section):
+    max_length_ratio: Annotated[float, Field(gt=0)] = 1.5
+    max_repetition: Share = 0.2
+    max_truncated_frac: Share = 0.5
+    max_kl: Annotated[float, Field(gt=0)] = 20.0
+
+
+class Recipe(_Section):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    seed: int = 0
+    batch_tokens: Positive = 2048
+    """Most tokens, padding included, that one forward pass may hold; changes memory, never the result."""
+    model: ModelConfig
+    data: DataConfig
+    sft: SftConfig
+    labels: LabelsConfig
+    reward: RewardConfig
+    rl: RlConfig
+    arena: ArenaConfig
+    gate: GateConfig
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a TOML recipe and apply `section.key=value` overrides (values in TOML syntax, or bare strings).
+
+    Raises:
+        ConfigError: file missing, TOML malformed, a key unknown or a value out of range; every problem is named.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {str(path)!r} does not exist; `postgrad quickstart` runs the packaged one") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {e}") from None
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as e:
+        raise ConfigError(f"recipe {str(path)!r}: " + "; ".join(_explain(p) for p in e.errors())) from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, name = key.split(".")
+    table = raw
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+    table[name] = value
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"missing key {key!r}"
+    return f"{key!r} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -1,0 +1,1 @@
+"""Tables, migrations and connections: SQLite by default, PostgreSQL by URL."""

@@ -1,0 +1,130 @@
+"""Open a database at its newest schema, and turn what databases say into one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
+
+from postgrad.db import tables
+from postgrad.errors import StoreError
+
+_BUSY_TIMEOUT_S = 10.0
+_UPGRADE_LOCK = 7_235_041_980
+"""Key of the PostgreSQL advisory lock that lets one process upgrade at a time."""
+
+
+def sqlite_url(path: Path) -> str:
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def open_database(url: str, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> Engine:
+    """Connect, and upgrade an empty or older schema.
+
+    SQLite runs in WAL mode with foreign keys on; a transaction under `execution_options(write=True)` takes the
+    write lock when it begins, so that waiting for another writer obeys the busy timeout.
+
+    Raises:
+        StoreError: unusable URL, missing driver, unreachable or broken database, or a schema newer than this code.
+    """
+    try:
+        parsed = make_url(url)
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        engine = create_engine(parsed, connect_args=_connect_args(parsed, busy_timeout_s))
+    except (ArgumentError, NoSuchModuleError):
+        raise StoreError(f"database {url!r} is not a URL of SQLite or PostgreSQL; use sqlite:///FILE") from None
+    except ModuleNotFoundError as e:
+        raise StoreError(f"PostgreSQL needs the package {e.name!r}; run `pip install 'postgrad[postgres]'`") from None
+    if parsed.get_backend_name() == "sqlite":
+        _configure_sqlite(engine)
+    try:
+        with store_errors(engine):
+            upgrade(engine)
+    except StoreError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def upgrade(engine: Engine) -> None:
+    config = migrations_config()
+    head = ScriptDirectory.from_config(config).get_current_head()
+    with engine.connect() as connection:
+        if MigrationContext.configure(connection).get_current_revision() == head:
+            return
+    with engine.execution_options(write=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+        current = MigrationContext.configure(connection).get_current_revision()
+        known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
+        if current is not None and current not in known:
+            raise StoreError(f"{name(engine)} was written by a newer postgrad (schema {current}); upgrade postgrad")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def migrations_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(tables.__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def name(engine: Engine) -> str:
+    """How messages call this database; never with its password."""
+    if engine.dialect.name == "sqlite":
+        return f"the label store {engine.url.database!r}"
+    return f"the label store at {engine.url.render_as_string(hide_password=True)}"
+
+
+@contextmanager
+def store_errors(engine: Engine) -> Iterator[None]:
+    """Re-raise what the database reports as StoreError."""
+    try:
+        yield
+    except DatabaseError as e:
+        raise StoreError(_explain(engine, e)) from e
+
+
+def _explain(engine: Engine, error: DatabaseError) -> str:
+    store, said = name(engine), str(error.orig).strip().splitlines()[0]
+    lowered = said.lower()
+    if "locked" in lowered or "busy" in lowered:
+        return f"{store} is locked by another process; wait for it or stop it, then run the same command again"
+    if "disk is full" in lowered or "no space left" in lowered:
+        return f"{store} cannot grow because the disk is full; free some space, then run the same command again"
+    if "not a database" in lowered or "malformed" in lowered:
+        return f"{store} is damaged ({said}); restore it from a backup, or move it away to start a new one"
+    if "unable to open" in lowered or "readonly" in lowered or "read-only" in lowered:
+        return f"{store} cannot be opened for writing ({said}); check that its folder exists and is yours"
+    if isinstance(error, IntegrityError):
+        return f"{store} refused a row that refers to something unknown or repeats something else ({said})"
+    if engine.dialect.name == "postgresql" and (error.connection_invalidated or "connection" in lowered):
+        return f"{store} cannot be reached ({said}); check the URL and that the server runs"
+    return f"{store} failed: {said}"
+
+
+def _connect_args(url: URL, busy_timeout_s: float) -> dict[str, Any]:
+    return {"timeout": busy_timeout_s} if url.get_backend_name() == "sqlite" else {"connect_timeout": 10}
+
+
+def _configure_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def pragmas(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions behind SQLAlchemy's back
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

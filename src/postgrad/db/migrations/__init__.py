@@ -1,0 +1,1 @@
+"""Alembic environment; `versions` holds one module per schema revision."""

@@ -1,0 +1,1 @@
+"""Examination: arena statistics and calibration."""

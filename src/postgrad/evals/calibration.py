@@ -1,0 +1,123 @@
+"""Do probabilities mean what they say? Expected calibration error, Brier score, fitted temperature, Wilson intervals.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), for the error and the temperature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Binning = Literal["width", "mass"]
+_Z95: Final = 1.959963984540054
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2
+_LOG_TEMPERATURE: Final = (-5.0, 5.0)
+
+
+def reliability(
+    predicted: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10, binning: Binning = "width"
+) -> list[dict[str, Any]]:
+    """Mean prediction against observed share, for every non-empty bin.
+
+    Args:
+        predicted: probabilities in [0, 1].
+        outcomes: what happened, 0 or 1 (0.5 for a tie).
+        num_bins: of equal width over [0, 1], or of equal mass.
+        binning: "width" or "mass".
+    """
+    p, y = _pair(predicted, outcomes)
+    if binning == "width":
+        index = np.minimum((p * num_bins).astype(int), num_bins - 1)
+        members = [np.flatnonzero(index == i) for i in range(num_bins)]
+    else:
+        members = np.array_split(np.argsort(p, kind="stable"), num_bins)
+    return [
+        {"predicted": float(p[rows].mean()), "observed": float(y[rows].mean()), "n": len(rows)}
+        for rows in members
+        if len(rows)
+    ]
+
+
+def ece(predicted: ArrayLike, outcomes: ArrayLike, *, num_bins: int = 10, binning: Binning = "width") -> float:
+    """Expected calibration error: |predicted - observed| averaged over the bins by their size (Guo et al., eq. 3)."""
+    bins = reliability(predicted, outcomes, num_bins=num_bins, binning=binning)
+    gaps = sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins)
+    return float(gaps / sum(b["n"] for b in bins))
+
+
+def brier(predicted: ArrayLike, outcomes: ArrayLike) -> float:
+    """Mean squared distance between the probability and what happened (Brier, 1950)."""
+    p, y = _pair(predicted, outcomes)
+    return float(np.mean((p - y) ** 2))
+
+
+def fit_temperature(logits: ArrayLike, outcomes: ArrayLike) -> float:
+    """The T that minimises the log loss of sigmoid(logits / T), by golden section; above 1 means overconfident.
+
+    Searched in [e^-5, e^5]; perfectly separated outcomes end at an edge.
+    """
+    z, y = _pair(logits, outcomes)
+
+    def loss(log_t: float) -> float:
+        scaled = z * math.exp(-log_t)
+        return float(np.mean(np.logaddexp(0.0, scaled) - y * scaled))
+
+    low, high = _LOG_TEMPERATURE
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    while high - low > 1e-7:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = loss(right)
+    return math.exp((low + high) / 2)
+
+
+def wilson_interval(successes: float, n: int, *, z: float = _Z95) -> tuple[float, float]:
+    """Score interval of a binomial share (Wilson, 1927); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share, square = successes / n, z * z
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pair_calibration(margins: Sequence[float], *, num_bins: int = 5) -> dict[str, Any]:
+    """How a reward model does on held-out pairs without ties.
+
+    The prediction for a pair is sigmoid(|margin|) for the side with the larger reward; a margin of 0 is half right.
+
+    Args:
+        margins: reward of the preferred answer minus reward of the other, one per pair.
+        num_bins: of equal mass, for the reliability table and the calibration error.
+    """
+    m = np.asarray(margins, dtype=float)
+    right = np.where(m > 0, 1.0, np.where(m < 0, 0.0, 0.5))
+    confidence = 1 / (1 + np.exp(-np.abs(m)))
+    low, high = wilson_interval(float(right.sum()), len(m))
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "num_pairs": len(m),
+        "brier": brier(confidence, right),
+        "ece": ece(confidence, right, num_bins=num_bins, binning="mass"),
+        "temperature": fit_temperature(m, np.ones_like(m)),
+        "calibration": reliability(confidence, right, num_bins=num_bins, binning="mass"),
+    }
+
+
+def _pair(predicted: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    p, y = np.asarray(predicted, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    assert p.shape == y.shape, f"{p.shape} predictions for {y.shape} outcomes"
+    assert p.size, "nothing to calibrate"
+    return p, y

@@ -1,0 +1,1 @@
+"""What people, and their simulated stand-ins, think of answers: utility, raters, the label store, the terminal."""

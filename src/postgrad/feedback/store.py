@@ -1,0 +1,328 @@
+"""The label store: prompts, samples, raters, comparisons, preferences and edits in one database.
+
+Writing is idempotent: what is there already, with the same content, is left alone, so a stage that was killed
+simply writes everything again. Every call is one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import Select, and_, exists, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from postgrad.db.engine import name, open_database, store_errors
+from postgrad.db.tables import (
+    Base,
+    ComparisonAnswerRow,
+    ComparisonRow,
+    EditRow,
+    PreferenceRow,
+    PromptRow,
+    RaterRow,
+    RoundRow,
+    SampleRow,
+)
+from postgrad.errors import StoreError
+from postgrad.feedback import codec
+from postgrad.feedback.records import Judged, Purpose, RaterKind, Sample, Submission, content_id
+from postgrad.types import Comparison, Edit, Example
+
+Item = TypeVar("Item")
+
+_BATCH = 400
+"""Rows per statement; SQLite allows 32766 bound values in one."""
+
+
+class LabelStore:
+    """All feedback of a workspace.
+
+    Every method raises StoreError, with one sentence, when the database is locked, damaged or full, and when a row
+    contradicts or refers to something that the store does not hold.
+    """
+
+    def __init__(self, url: str, *, busy_timeout_s: float = 10.0) -> None:
+        self._engine = open_database(url, busy_timeout_s=busy_timeout_s)
+        self._writer = self._engine.execution_options(write=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def add_round(self, round_id: str, *, recipe: str) -> None:
+        self._insert_named(RoundRow, [{"id": round_id, "recipe": recipe}], ("recipe",))
+
+    def add_prompts(self, examples: Iterable[Example]) -> None:
+        """Store prompts with their targets and metadata; demonstrations stay in their files."""
+        rows = [
+            {
+                "id": e.id,
+                "conversation": codec.conversation_to_json(e.prompt),
+                "target": e.target,
+                "details": codec.plain(e.metadata),
+            }
+            for e in examples
+        ]
+        self._insert_named(PromptRow, rows, ("conversation", "target", "details"))
+
+    def add_samples(self, samples: Iterable[Sample]) -> list[str]:
+        """Store answers; their ids, in order."""
+        rows = [{"id": s.id, **codec.sample_to_row(s)} for s in samples]
+        with self._writing() as session:
+            self._insert(session, SampleRow, rows)
+        return [row["id"] for row in rows]
+
+    def add_raters(self, kind: RaterKind, raters: Mapping[str, Mapping[str, Any]]) -> None:
+        """Store raters by id, with the parameters that describe them."""
+        rows = [{"id": rater_id, "kind": kind, "params": codec.plain(params)} for rater_id, params in raters.items()]
+        self._insert_named(RaterRow, rows, ("kind", "params"))
+
+    def ask(self, questions: Iterable[Sequence[str]], *, purpose: Purpose, round_id: str) -> list[str]:
+        """Store comparisons, each a sequence of two or more sample ids of one prompt; their ids, in order."""
+        groups = [tuple(question) for question in questions]
+        ids = [content_id("comparison", round_id, purpose, group) for group in groups]
+        with self._writing() as session:
+            prompts = self._prompts_of(session, {sample_id for group in groups for sample_id in group})
+            comparisons, answers = [], []
+            for comparison_id, group in zip(ids, groups, strict=True):
+                prompt_ids = {prompts[sample_id] for sample_id in group}
+                if len(prompt_ids) != 1 or len(set(group)) < max(2, len(group)):
+                    raise StoreError(f"comparison of {list(group)} needs two or more different samples of one prompt")
+                comparisons.append(
+                    {"id": comparison_id, "prompt_id": prompt_ids.pop(), "round_id": round_id, "purpose": purpose}
+                )
+                answers += [
+                    {"comparison_id": comparison_id, "position": i, "sample_id": sample_id}
+                    for i, sample_id in enumerate(group)
+                ]
+            self._insert(session, ComparisonRow, comparisons)
+            self._insert(session, ComparisonAnswerRow, answers)
+        return ids
+
+    def answer(self, submissions: Iterable[Submission]) -> None:
+        """Store preferences; the same client key again, with the same content, changes nothing.
+
+        Raises:
+            StoreError: also when a rater has already answered that question in that order under another key.
+        """
+        wanted: dict[str, dict[str, Any]] = {}
+        with self._writing() as session:
+            for submission in submissions:
+                row = codec.submission_to_row(submission)
+                if wanted.setdefault(submission.key, row) != row:
+                    raise StoreError(
+                        f"client key {submission.key!r} names two different answers; use a new key for each"
+                    )
+            for keys in _batches(list(wanted)):
+                for stored in session.scalars(select(PreferenceRow).where(PreferenceRow.client_key.in_(keys))):
+                    row = wanted.pop(stored.client_key)
+                    if stored.undone_at is not None or any(getattr(stored, c) != v for c, v in row.items()):
+                        raise StoreError(
+                            f"client key {stored.client_key!r} names another answer, or an undone one; use a new key"
+                        )
+            now = datetime.now(UTC)
+            session.add_all(PreferenceRow(**row, created_at=now) for row in wanted.values())
+            try:
+                session.flush()
+            except IntegrityError as e:
+                raise StoreError(
+                    f"{name(self._engine)} refused an answer: its question or rater is unknown, or that rater has "
+                    f"answered it in that order already and must undo first ({str(e.orig).splitlines()[0]})"
+                ) from e
+
+    def undo(self, rater_id: str, *, purpose: Purpose, round_id: str) -> Comparison | None:
+        """Take back the rater's last standing answer; the question it was about, or None where there is none.
+
+        The answer is kept, marked as undone.
+        """
+        with self._writing() as session:
+            last = session.scalars(
+                _live_preferences(purpose, round_id)
+                .where(PreferenceRow.rater_id == rater_id)
+                .order_by(PreferenceRow.id.desc())
+                .limit(1)
+            ).first()
+            if last is None:
+                return None
+            session.execute(
+                update(PreferenceRow).where(PreferenceRow.id == last.id).values(undone_at=datetime.now(UTC))
+            )
+            return self._comparisons(session, [last.comparison_id])[last.comparison_id][0]
+
+    def record_edits(self, edits: Iterable[Edit]) -> None:
+        """Store corrected answers; `original` must be the sample's text."""
+        records = list(edits)
+        rows = [
+            {"id": content_id("edit", asdict(e)), "sample_id": e.sample_id, "rater_id": e.rater_id, "text": e.text}
+            for e in records
+        ]
+        with self._writing() as session:
+            for e in records:
+                text = session.scalar(select(SampleRow.text).where(SampleRow.id == e.sample_id))
+                if text != e.original:
+                    raise StoreError(f"the edit of sample {e.sample_id!r} does not start from that sample's text")
+            self._insert(session, EditRow, rows)
+
+    def next_for(self, rater_id: str, *, purpose: Purpose, round_id: str) -> Comparison | None:
+        """The question with the fewest answers that this rater has not answered; ties go by id, which is a hash."""
+        live = and_(PreferenceRow.comparison_id == ComparisonRow.id, PreferenceRow.undone_at.is_(None))
+        num_answers = select(func.count()).where(live).correlate(ComparisonRow).scalar_subquery()
+        with self._reading() as session:
+            comparison_id = session.scalars(
+                select(ComparisonRow.id)
+                .where(ComparisonRow.purpose == purpose, ComparisonRow.round_id == round_id)
+                .where(~exists().where(live, PreferenceRow.rater_id == rater_id))
+                .order_by(num_answers, ComparisonRow.id)
+                .limit(1)
+            ).first()
+            return None if comparison_id is None else self._comparisons(session, [comparison_id])[comparison_id][0]
+
+    def comparisons(self, *, purpose: Purpose, round_id: str) -> Iterator[Comparison]:
+        """All questions of a round, by id."""
+        ids = select(ComparisonRow.id).where(ComparisonRow.purpose == purpose, ComparisonRow.round_id == round_id)
+        with self._reading() as session:
+            for batch in _batches(list(session.scalars(ids.order_by(ComparisonRow.id)))):
+                found = self._comparisons(session, batch)
+                yield from (found[comparison_id][0] for comparison_id in batch)
+
+    def preferences(
+        self, *, purpose: Purpose, round_id: str | None = None, rater_id: str | None = None
+    ) -> Iterator[Judged]:
+        """Standing preferences in the order of their submission; of all rounds where `round_id` is None."""
+        query = _live_preferences(purpose, round_id).order_by(PreferenceRow.id)
+        if rater_id is not None:
+            query = query.where(PreferenceRow.rater_id == rater_id)
+        with self._reading() as session:
+            kinds: dict[str, Any] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
+            for batch in _batches(list(session.scalars(query.with_only_columns(PreferenceRow.id)))):
+                rows = session.scalars(
+                    select(PreferenceRow).where(PreferenceRow.id.in_(batch)).order_by(PreferenceRow.id)
+                ).all()
+                asked = self._comparisons(session, {row.comparison_id for row in rows})
+                for row in rows:
+                    yield codec.judged(row, *asked[row.comparison_id], kinds[row.rater_id])
+
+    def samples(self, *, round_id: str, stage: str | None = None) -> Iterator[Sample]:
+        query = select(SampleRow).where(SampleRow.round_id == round_id).order_by(SampleRow.prompt_id, SampleRow.id)
+        if stage is not None:
+            query = query.where(SampleRow.stage == stage)
+        with self._reading() as session:
+            for row in session.scalars(query).yield_per(_BATCH):
+                yield codec.sample_from_row(row)
+
+    def edits(self) -> Iterator[Edit]:
+        query = select(EditRow, SampleRow.text).join(SampleRow, SampleRow.id == EditRow.sample_id)
+        with self._reading() as session:
+            for row, original in session.execute(query.order_by(EditRow.created_at, EditRow.id)):
+                yield Edit(sample_id=row.sample_id, rater_id=row.rater_id, original=original, text=row.text)
+
+    def counts(self) -> dict[str, int]:
+        """Rows by kind; undone preferences do not count."""
+        tables: dict[str, type[Base]] = {
+            "prompts": PromptRow,
+            "samples": SampleRow,
+            "raters": RaterRow,
+            "comparisons": ComparisonRow,
+            "edits": EditRow,
+        }
+        with self._reading() as session:
+            found = {key: session.scalar(select(func.count()).select_from(table)) or 0 for key, table in tables.items()}
+            standing = select(func.count()).select_from(PreferenceRow).where(PreferenceRow.undone_at.is_(None))
+            return {**found, "preferences": session.scalar(standing) or 0}
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with store_errors(self._engine), Session(self._writer) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with store_errors(self._engine), Session(self._engine) as session:
+            yield session
+
+    def _insert(self, session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert what is not there; ids are content hashes, so what is there is the same."""
+        if not rows:
+            return
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        stamp = {"created_at": datetime.now(UTC)} if "created_at" in table.__table__.columns else {}
+        session.execute(dialect.insert(table).on_conflict_do_nothing(), [{**row, **stamp} for row in rows])
+
+    def _insert_named(self, table: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Insert rows that somebody else named, after checking that a known name means the same."""
+        with self._writing() as session:
+            self._insert(session, table, rows)
+            for batch in _batches(rows):
+                found = session.scalars(select(table).where(table.id.in_([row["id"] for row in batch])))
+                stored = {row.id: row for row in found}
+                for row in batch:
+                    different = [c for c in columns if getattr(stored[row["id"]], c) != row[c]]
+                    if different:
+                        raise StoreError(
+                            f"{name(self._engine)} holds {table.__tablename__[:-1]} {row['id']!r} with another "
+                            f"{different[0]}; give the changed one a new id"
+                        )
+
+    def _prompts_of(self, session: Session, sample_ids: set[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for batch in _batches(sorted(sample_ids)):
+            query = select(SampleRow.id, SampleRow.prompt_id).where(SampleRow.id.in_(batch))
+            found.update((row.id, row.prompt_id) for row in session.execute(query))
+        if unknown := sorted(sample_ids - found.keys()):
+            raise StoreError(f"{name(self._engine)} holds no sample {unknown[0]!r}; add the samples before you ask")
+        return found
+
+    def _comparisons(
+        self, session: Session, ids: Iterable[str]
+    ) -> dict[str, tuple[Comparison, ComparisonRow, PromptRow, tuple[str, ...]]]:
+        """Comparisons by id, each with its row, its prompt and the stages of its answers."""
+        wanted = sorted(ids)
+        asked = session.execute(
+            select(ComparisonRow, PromptRow).join(PromptRow).where(ComparisonRow.id.in_(wanted))
+        ).all()
+        sides: dict[str, list[SampleRow]] = {comparison_id: [] for comparison_id in wanted}
+        query = (
+            select(ComparisonAnswerRow.comparison_id, SampleRow)
+            .join(SampleRow)
+            .where(ComparisonAnswerRow.comparison_id.in_(wanted))
+            .order_by(ComparisonAnswerRow.comparison_id, ComparisonAnswerRow.position)
+        )
+        for comparison_id, sample in session.execute(query):
+            sides[comparison_id].append(sample)
+        return {
+            row.id: (
+                codec.comparison(row.id, prompt, sides[row.id]),
+                row,
+                prompt,
+                tuple(sample.stage for sample in sides[row.id]),
+            )
+            for row, prompt in asked
+        }
+
+
+def _live_preferences(purpose: Purpose, round_id: str | None) -> Select[PreferenceRow]:
+    query = (
+        select(PreferenceRow)
+        .join(ComparisonRow, ComparisonRow.id == PreferenceRow.comparison_id)
+        .where(PreferenceRow.undone_at.is_(None), ComparisonRow.purpose == purpose)
+    )
+    return query if round_id is None else query.where(ComparisonRow.round_id == round_id)
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]

@@ -1,0 +1,1 @@
+"""Release decisions: the verdict and the pointer that only a pass may move."""

@@ -1,0 +1,157 @@
+"""A scalar reward model from comparisons (Bradley and Terry 1952; Stiennon et al. 2020, arXiv:2009.01325, eq. 1)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from postgrad.config import RewardConfig
+from postgrad.data.batch import Batch
+from postgrad.methods.sft import SAVE_EVERY, Progress, epoch_batches, warmup_then_decay
+from postgrad.models.policy import PolicyModel
+from postgrad.ops.losses import bradley_terry_loss
+from postgrad.ops.packing import pad
+from postgrad.protocols import Loss
+from postgrad.run import RunDirectory
+from postgrad.trainer.checkpoint import load_checkpoint, save_checkpoint
+from postgrad.trainer.local import LocalTrainer
+
+
+class Verdict(NamedTuple):
+    """One rater on two answers of a `Ranked`; `better` is the better one unless `tie`."""
+
+    better: int
+    worse: int
+    tie: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Answers to one prompt as token ids, prompt included, and what raters said of them.
+
+    All verdicts on a prompt are learned from in one step, so that an answer is computed once however often it
+    was compared (Ouyang et al. 2022, arXiv:2203.02155, section 3.5).
+    """
+
+    prompt_length: int
+    answers: tuple[tuple[int, ...], ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def train_reward_model(
+    trainer: LocalTrainer, ranked: Sequence[Ranked], cfg: RewardConfig, run: RunDirectory, progress: Progress
+) -> None:
+    """Maximise the likelihood of the comparisons; resumes as `train_sft` does."""
+    checkpoints = run.path / "checkpoints"
+    start = load_checkpoint(trainer, checkpoints)
+    run.truncate_after(start)
+    schedule = epoch_batches(len(ranked), cfg.epochs, cfg.prompts_per_step, seed=run.seed(0))
+    for step, index in enumerate(schedule[start:], start=start):
+        began = time.perf_counter()
+        metrics = trainer.accumulate(
+            _parts([ranked[i] for i in index], trainer.batch_tokens), lambda part: _loss(trainer.model, part)
+        )
+        correct, decided = metrics.pop("reward/correct"), metrics.pop("reward/decided")
+        if decided:
+            metrics["reward/accuracy"] = correct / decided
+        metrics |= trainer.optim_step(cfg.learning_rate * warmup_then_decay(step, len(schedule)))
+        run.write_metrics(step + 1, metrics | {"time/step_s": time.perf_counter() - began})
+        if (step + 1) % SAVE_EVERY == 0:
+            save_checkpoint(trainer, checkpoints, step + 1)
+        progress(step + 1, len(schedule))
+
+
+def freeze_below(model: PolicyModel, train_layers: int) -> None:
+    """Leave only the topmost `train_layers` layers, the final norm and the heads to learn; 0 leaves everything.
+
+    What a reward model does not read, the vocabulary's output, never learns.
+    """
+    layers = model.body.layers
+    assert isinstance(layers, torch.nn.ModuleList)
+    for parameter in model.lm.parameters():
+        parameter.requires_grad_(train_layers == 0)
+    for layer in list(layers)[len(layers) - train_layers :]:
+        layer.requires_grad_(True)
+    norm = model.body.norm
+    assert isinstance(norm, torch.nn.Module)
+    norm.requires_grad_(True)
+
+
+@torch.no_grad()
+def standardise(model: PolicyModel, sequences: Sequence[Sequence[int]]) -> None:
+    """Fold a shift and a scale into the reward head, so that these sequences score 0 on average, with deviation 1."""
+    rewards = torch.tensor(score(model, sequences))
+    head = model.heads["reward"]
+    assert isinstance(head, torch.nn.Linear)
+    scale = 1 / rewards.std().clamp_min(1e-6)
+    head.weight.mul_(scale)
+    head.bias.sub_(rewards.mean()).mul_(scale)
+
+
+@torch.no_grad()
+def score(model: PolicyModel, sequences: Sequence[Sequence[int]], *, at_once: int = 16) -> list[float]:
+    """The reward of each token sequence."""
+    model.eval()
+    rewards: list[float] = []
+    for start in range(0, len(sequences), at_once):
+        rewards += model.sequence_rewards(*pad(sequences[start : start + at_once])).tolist()
+    return rewards
+
+
+def margins(model: PolicyModel, ranked: Sequence[Ranked]) -> list[float]:
+    """Reward of the better answer minus reward of the worse, for every verdict that is not a tie."""
+    found = []
+    for group in ranked:
+        rewards = score(model, group.answers)
+        found += [rewards[v.better] - rewards[v.worse] for v in group.verdicts if not v.tie]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A micro-batch of whole prompts."""
+
+    batch: Batch
+    prefix_lengths: torch.Tensor  # [B] int64
+    better: torch.Tensor  # [P] int64, row of the batch
+    worse: torch.Tensor  # [P] int64
+    tie: torch.Tensor  # [P] bool
+    weight: torch.Tensor  # [P] float32
+
+
+def _parts(ranked: Sequence[Ranked], max_tokens: int) -> Iterator[_Part]:
+    part: list[Ranked] = []
+    size = 0
+    for group in ranked:
+        tokens = group.prompt_length + sum(len(answer) - group.prompt_length for answer in group.answers)
+        if part and size + tokens > max_tokens:
+            yield _collate(part)
+            part, size = [], 0
+        part.append(group)
+        size += tokens
+    yield _collate(part)
+
+
+def _collate(ranked: Sequence[Ranked]) -> _Part:
+    input_ids, lengths = pad([answer for group in ranked for answer in group.answers])
+    rows: list[tuple[int, int, bool, float]] = []
+    first = 0
+    for group in ranked:
+        rows += [(first + v.better, first + v.worse, v.tie, v.weight) for v in group.verdicts]
+        first += len(group.answers)
+    better, worse, tie, weight = (torch.tensor(column) for column in zip(*rows, strict=True))
+    batch = Batch(input_ids, lengths, torch.zeros_like(input_ids, dtype=torch.bool))
+    prefixes = torch.tensor([group.prompt_length for group in ranked for _ in group.answers])
+    return _Part(batch, prefixes, better, worse, tie, weight)
+
+
+def _loss(model: PolicyModel, part: _Part) -> Loss:
+    rewards = model.sequence_rewards(
+        part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths
+    )
+    return Loss(*bradley_terry_loss(rewards[part.better], rewards[part.worse], weight=part.weight, tie=part.tie))

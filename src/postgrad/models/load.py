@@ -1,0 +1,105 @@
+"""Hugging Face directories in and out: safetensors, tokenizer, chat template, heads. No pickle, no remote code."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from postgrad.errors import DataError
+from postgrad.models.policy import PolicyModel
+from postgrad.ops.packing import pad
+
+CANARY_TOLERANCE = 1e-3
+"""Rounding moves a score by 1e-5; another head, or none, by far more."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+# Every linear layer of the blocks: Schulman et al. 2025, "LoRA Without Regret".
+_LORA = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM"}
+
+
+def load_policy(directory: Path, *, heads: tuple[str, ...] = (), lora_rank: int = 0) -> PolicyModel:
+    """A model directory, with the heads stored beside it, or fresh ones from the current random state.
+
+    Args:
+        directory: as `save_policy` or `save_pretrained` wrote it; an adapter is loaded on top of its base.
+        heads: scalar heads wanted, out of "value" and "reward".
+        lora_rank: > 0 freezes the weights and adds a fresh adapter of this rank.
+
+    Raises:
+        DataError: not a model directory, or one that cannot be read.
+    """
+    if not (directory / "config.json").exists():
+        raise DataError(f"{str(directory)!r} is not a model directory: it has no config.json")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        lm: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise DataError(f"model {str(directory)!r} cannot be read: {str(e).splitlines()[0]}") from None
+    adapter = get_peft_model(lm, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, **_LORA)) if lora_rank else None
+    model = PolicyModel(lm, heads=heads, adapter=adapter)
+    stored = directory / "heads.safetensors"
+    if heads and stored.exists():
+        tensors = load_file(stored)
+        model.heads.load_state_dict({k: v for k, v in tensors.items() if k.split(".")[0] in heads}, strict=False)
+    return model
+
+
+def save_policy(model: PolicyModel, directory: Path, *, tokenizer_from: Path) -> None:
+    """Write a directory that transformers, vLLM and `load_policy` read; an adapter is merged into the weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if model.adapter is None:
+        model.lm.save_pretrained(directory)
+    else:
+        model.adapter.save_pretrained(directory / "adapter")
+        copy.deepcopy(model.adapter).merge_and_unload().save_pretrained(directory)
+    if len(model.heads):
+        save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, directory / "heads.safetensors")
+    for name in _TOKENIZER_FILES:
+        if (tokenizer_from / name).exists():
+            shutil.copyfile(tokenizer_from / name, directory / name)
+
+
+def save_reward_model(
+    model: PolicyModel, directory: Path, *, tokenizer_from: Path, canaries: Sequence[Sequence[int]]
+) -> None:
+    """As `save_policy`, with the scores of some token sequences, for `load_reward_model` to check itself against."""
+    save_policy(model, directory, tokenizer_from=tokenizer_from)
+    rows = [{"ids": list(ids), "reward": reward} for ids, reward in zip(canaries, _rewards(model, canaries), strict=True)]
+    (directory / "canaries.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def load_reward_model(directory: Path) -> PolicyModel:
+    """A reward model that still says what it said when it was saved.
+
+    Raises:
+        DataError: it has no reward head or no canaries, or scores them differently: a head that was not loaded
+            is a random one, and looks like a working model.
+    """
+    if not (directory / "heads.safetensors").exists() or not (directory / "canaries.json").exists():
+        raise DataError(f"{str(directory)!r} is not a reward model: heads.safetensors or canaries.json is missing")
+    model = load_policy(directory, heads=("reward",))
+    rows = json.loads((directory / "canaries.json").read_text(encoding="utf-8"))
+    for row, reward in zip(rows, _rewards(model, [row["ids"] for row in rows]), strict=True):
+        if abs(reward - row["reward"]) > CANARY_TOLERANCE:
+            raise DataError(
+                f"reward model {str(directory)!r} scores a stored answer {reward:.4f} but scored it "
+                f"{row['reward']:.4f} when it was saved; its weights are damaged, train it again"
+            )
+    return model
+
+
+@torch.no_grad()
+def _rewards(model: PolicyModel, sequences: Sequence[Sequence[int]]) -> list[float]:
+    model.eval()
+    rewards: list[float] = model.sequence_rewards(*pad(sequences)).tolist()
+    return rewards

@@ -1,0 +1,1 @@
+"""Pure tensor functions: masked statistics, logprobs, KL estimates, advantages, losses. They need torch alone."""

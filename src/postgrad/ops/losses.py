@@ -1,0 +1,194 @@
+"""Losses as sums. The caller divides by a global count, so splitting a batch never changes a gradient.
+
+Every function returns `(total, count, metrics)`: a scalar to differentiate, the number (or weight) of the units summed,
+and detached sums over the same units. Whatever stands where a mask is False, NaN included, has no influence.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from postgrad.ops.kl import kl_estimate
+from postgrad.ops.masked import masked_sum
+
+LossSum = tuple[Tensor, float, dict[str, float]]
+PolicyLossKind = Literal["ppo", "gspo", "cispo", "reinforce"]
+DpoKind = Literal["sigmoid", "ipo"]
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_eps: float,
+    clip_eps_high: float | None = None,
+    dual_clip: float | None = None,
+    kind: PolicyLossKind = "ppo",
+) -> LossSum:
+    """Policy gradient with the ratio r = exp(logprobs - old_logprobs); all tensors are [..., T].
+
+    ppo: max(-r A, -clip(r, 1 - clip_eps, 1 + clip_eps_high) A), arXiv 1707.06347 eq. 7; where A < 0, `dual_clip` > 1
+    bounds it by -dual_clip A (arXiv 1912.09729 eq. 5).
+    gspo: the same with a sequence's geometric mean ratio and its mean advantage (arXiv 2507.18071 eq. 5, 7).
+    cispo: -sg(min(r, 1 + clip_eps_high)) A logprobs, without lower bound (arXiv 2506.13585 eq. 4).
+    reinforce: -A logprobs; right only while the policy is the one that sampled.
+
+    The units summed and counted are the selected tokens. gspo has no loss per token: its units are the sequences with
+    a selected token, and its metrics are sums over sequences of what is a mean over the sequence's tokens.
+    `clip_eps_high` defaults to `clip_eps`. "policy/clip_frac" sums the units whose gradient a bound removes (cispo:
+    truncates), "policy/kl_old" the k3 estimate of KL(old || new) in nats per token.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    assert dual_clip is None or dual_clip > 1, "a dual clip of one or less would bound the on-policy loss"
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    logprobs = logprobs.masked_fill(~mask, 0)
+    old_logprobs = old_logprobs.masked_fill(~mask, 0)
+    advantages = advantages.masked_fill(~mask, 0)
+    log_ratio = logprobs - old_logprobs
+    kl_old = kl_estimate(old_logprobs, logprobs.detach(), "k3")
+    unit_mask = mask
+    if kind == "gspo":
+        num_tokens = mask.sum(-1)
+        unit_mask = num_tokens > 0
+        log_ratio, advantages, kl_old = (x.sum(-1) / num_tokens.clamp_min(1) for x in (log_ratio, advantages, kl_old))
+    ratio = log_ratio.exp()
+    if kind in ("ppo", "gspo"):
+        loss, clipped = _clipped_surrogate(ratio, advantages, 1 - clip_eps, 1 + high, dual_clip)
+    elif kind == "cispo":
+        loss = -ratio.detach().clamp_max(1 + high) * advantages * logprobs
+        clipped = ratio > 1 + high
+    elif kind == "reinforce":
+        loss = -advantages * logprobs
+        clipped = torch.zeros_like(mask)
+    else:
+        raise ValueError(f"policy loss {kind!r} is not one of ppo, gspo, cispo, reinforce")
+    total = masked_sum(loss, unit_mask)
+    metrics = {
+        "loss/policy": total,
+        "policy/clip_frac": (clipped & unit_mask).sum(),
+        "policy/kl_old": masked_sum(kl_old, unit_mask),
+        "policy/ratio_mean": masked_sum(ratio, unit_mask),
+    }
+    return total, int(unit_mask.sum()), _floats(metrics)
+
+
+def _clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, low: float, high: float, dual_clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """The loss, and where it is a bound that does not depend on the policy."""
+    free = -ratio * advantages
+    bounded = -ratio.clamp(low, high) * advantages
+    loss, clipped = torch.maximum(free, bounded), bounded > free
+    if dual_clip is not None:
+        ceiling = -dual_clip * advantages
+        above = (advantages < 0) & (loss > ceiling)
+        loss, clipped = torch.where(above, ceiling, loss), clipped | above
+    return loss, clipped
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, value_clip: float | None
+) -> LossSum:
+    """Half the larger of (V - R)^2 and (clip(V, V_old - c, V_old + c) - R)^2, over the selected tokens.
+
+    Source: the value clipping of PPO's reference implementation (openai/baselines, ppo2). `value_clip` is in units of
+    return; None leaves the plain squared error. "value/clip_frac" sums the tokens whose gradient the clip removes.
+    """
+    values, old_values, returns = (x.masked_fill(~mask, 0) for x in (values, old_values, returns))
+    free = (values - returns).square()
+    loss, clipped = free, torch.zeros_like(mask)
+    if value_clip is not None:
+        near = old_values + (values - old_values).clamp(-value_clip, value_clip)
+        bounded = (near - returns).square()
+        loss, clipped = torch.maximum(free, bounded), bounded > free
+    total = loss.sum() / 2
+    metrics = {"loss/value": total, "value/clip_frac": (clipped & mask).sum()}
+    return total, int(mask.sum()), _floats(metrics)
+
+
+def bradley_terry_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    margin: Tensor | None = None,
+    weight: Tensor | None = None,
+    tie: Tensor | None = None,
+) -> LossSum:
+    """-log sigmoid(chosen - rejected - margin), one score a pair (arXiv 2203.02155 eq. 1; margin: 2307.09288 eq. 2).
+
+    Where `tie` is True the label is 1/2: the mean of the losses of both directions, without margin. The units are the
+    pairs, each counting `weight` (one by default). Accuracy is asked of decided pairs alone and so needs its own
+    denominator: "reward/correct" / "reward/decided"; equal scores are half correct.
+    """
+    gap = chosen - rejected
+    weight = torch.ones_like(gap) if weight is None else weight
+    tie = torch.zeros_like(gap, dtype=torch.bool) if tie is None else tie
+    decided_loss = -logsigmoid(gap if margin is None else gap - margin)
+    tied_loss = -(logsigmoid(gap) + logsigmoid(-gap)) / 2
+    total = (weight * torch.where(tie, tied_loss, decided_loss)).sum()
+    correct = (torch.sign(gap) + 1) / 2
+    metrics = {
+        "loss/bradley_terry": total,
+        "reward/correct": (weight * correct).masked_fill(tie, 0).sum(),
+        "reward/decided": weight.masked_fill(tie, 0).sum(),
+    }
+    return total, float(weight.sum()), _floats(metrics)
+
+
+def dpo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    *,
+    beta: float,
+    kind: DpoKind = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> LossSum:
+    """Direct preference optimisation over pairs; arguments are logprobs of whole answers, d their log-ratio's gap.
+
+    sigmoid: -log sigmoid(beta d), arXiv 2305.18290 eq. 7; `label_smoothing` is the share of labels taken to be
+    flipped. ipo: (d - 1 / (2 beta))^2, arXiv 2310.12036 eq. 17. "preference/margin" sums beta d.
+
+    Raises:
+        ValueError: unknown kind, or label smoothing with ipo, which has no use for it.
+    """
+    gap = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+    if kind == "sigmoid":
+        right, wrong = -logsigmoid(beta * gap), -logsigmoid(-beta * gap)
+        total = ((1 - label_smoothing) * right + label_smoothing * wrong).sum()
+    elif kind == "ipo":
+        if label_smoothing:
+            raise ValueError("label_smoothing belongs to the sigmoid loss; ipo takes 0")
+        total = (gap - 1 / (2 * beta)).square().sum()
+    else:
+        raise ValueError(f"preference loss {kind!r} is not one of sigmoid, ipo")
+    metrics = {
+        "loss/dpo": total,
+        "preference/accuracy": ((torch.sign(gap) + 1) / 2).sum(),
+        "preference/margin": beta * gap.sum(),
+    }
+    return total, gap.numel(), _floats(metrics)
+
+
+def nll_loss(logprobs: Tensor, mask: Tensor, weight: Tensor | None = None) -> LossSum:
+    """Negative log likelihood of the selected tokens, in nats; with `weight` each token counts its weight."""
+    if weight is None:
+        total, count = -masked_sum(logprobs, mask), float(mask.sum())
+    else:
+        total = -(logprobs.masked_fill(~mask, 0) * weight.masked_fill(~mask, 0)).sum()
+        count = float(weight.masked_fill(~mask, 0).sum())
+    return total, count, _floats({"loss/nll": total})
+
+
+def _floats(sums: dict[str, Tensor]) -> dict[str, float]:
+    """One transfer from the device for all of them."""
+    return dict(zip(sums, torch.stack([x.detach().double() for x in sums.values()]).tolist(), strict=True))

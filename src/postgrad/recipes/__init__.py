@@ -1,0 +1,27 @@
+"""What ships with the package: the quickstart's prompts and its recipe."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+
+def quickstart_rows() -> list[dict[str, Any]]:
+    """The packaged prompts, in file order.
+
+    Each row: id, prompt, reference (a person's answer), constraints (at most one; its sentence ends the prompt),
+    split (sft, rm, rl, heldout or heldout_unseen) and source. `data/LICENSES.md` says where they come from.
+    """
+    packed = quickstart_data_path().read_bytes()
+    return [json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()]
+
+
+def quickstart_data_path() -> Path:
+    return Path(str(files(__name__).joinpath("data", "quickstart.jsonl.gz")))
+
+
+def quickstart_recipe_path() -> Path:
+    return Path(str(files(__name__).joinpath("quickstart.toml")))

@@ -1,0 +1,1 @@
+"""A round: its manifest, its stages, and the report that shows what happened."""

@@ -1,0 +1,163 @@
+"""What every stage of a round works with, and the small things several of them do."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from postgrad.config import Recipe
+from postgrad.data.readers import read_examples
+from postgrad.engine.local import LocalEngine
+from postgrad.errors import DataError
+from postgrad.feedback.store import LabelStore
+from postgrad.feedback.utility import measures
+from postgrad.methods.sft import Progress
+from postgrad.models.load import load_policy
+from postgrad.models.policy import PolicyModel
+from postgrad.rollout import rollout_groups
+from postgrad.rounds.manifest import Manifest
+from postgrad.run import atomic_write
+from postgrad.text.template import Renderer, check_fits
+from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams
+
+SPLITS = ("sft", "rm", "rl", "heldout", "heldout_unseen")
+AT_ONCE = 64
+"""Answers sampled between two movements of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Context:
+    recipe: Recipe
+    manifest: Manifest
+    initial: Path
+    """Directory of the initial policy; its tokenizer and template are the round's."""
+    source: Path
+    """File of the prompts."""
+    store: LabelStore
+    renderer: Renderer
+    bar: Callable[[str], Progress]
+    """Opens a progress bar under a title."""
+    ask: Callable[[LabelStore, str], None] | None = None
+    """Asks a person for the comparisons of the round; None leaves them to the simulated raters."""
+
+    @property
+    def round_id(self) -> str:
+        return self.manifest.record.id
+
+    def policy_directory(self, player: str) -> Path:
+        """Where a player of this round lives: "initial", "sft", "rl"."""
+        if player == "initial":
+            return self.initial
+        return self.manifest.stage_directory(player) / "policy"
+
+    def engine(self, model: PolicyModel, *, version: int = 0) -> LocalEngine:
+        engine = LocalEngine(model, stop_ids=self.renderer.stop_ids, decode=self.renderer.decode)
+        engine.version = version
+        return engine
+
+    def load(self, player: str, **options: Any) -> PolicyModel:
+        gc.collect()
+        return load_policy(self.policy_directory(player), **options)
+
+
+def read_splits(source: Path, system: str) -> dict[str, list[Example]]:
+    """The round's prompts by split, with the recipe's system message in front.
+
+    Raises:
+        DataError: a row names no split or an unknown one, or a split has no row.
+    """
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    bad = []
+    for example in read_examples(source):
+        split = example.metadata.get("split")
+        if split not in splits:
+            bad.append(f"{example.id!r} ({split!r})")
+            continue
+        if system and example.prompt.messages[0].role != "system":
+            messages = (Message("system", system), *example.prompt.messages)
+            example = replace(example, prompt=replace(example.prompt, messages=messages))
+        splits[split].append(example)
+    if bad:
+        raise DataError(
+            f"{source}: {len(bad)} rows name no known split ({', '.join(SPLITS)}): {', '.join(bad[:10])}; "
+            "give every row a 'split'"
+        )
+    empty = [name for name in ("sft", "rm", "rl", "heldout") if not splits[name]]
+    if empty:
+        raise DataError(f"{source}: no row for split {empty[0]!r}; a round needs all of sft, rm, rl and heldout")
+    return splits
+
+
+def demonstration(example: Example) -> Example:
+    """Where a row brings no completion, its reference answer is the demonstration."""
+    if example.completion or example.target is None:
+        return example
+    return replace(example, completion=(Message("assistant", example.target),))
+
+
+def check_prompts(ctx: Context, examples: Iterable[Example], max_tokens: int, context: int) -> None:
+    """Refuse prompts that leave no room for an answer, all of them at once.
+
+    Raises:
+        DataError: names every such row.
+    """
+    problems = []
+    for example in examples:
+        try:
+            ids = ctx.renderer.render_prompt(example.prompt, name=f"row {example.id!r}")
+            check_fits(ids, context - max_tokens, f"row {example.id!r}")
+        except DataError as e:
+            problems.append(str(e))
+    if problems:
+        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"{ctx.source}: {'; '.join(problems[:10])}{more}")
+
+
+async def sample_all(
+    ctx: Context,
+    engine: LocalEngine,
+    examples: Sequence[Example],
+    params: SamplingParams,
+    *,
+    group_size: int,
+    seed: int,
+    progress: Progress,
+) -> list[Group]:
+    """`rollout_groups` in portions, so that somebody can watch."""
+    groups: list[Group] = []
+    num = max(1, AT_ONCE // group_size)
+    for start in range(0, len(examples), num):
+        portion = examples[start : start + num]
+        groups += await rollout_groups(portion, engine, ctx.renderer, params, group_size=group_size, seed=seed)
+        progress(len(groups), len(examples))
+    return groups
+
+
+def measure(example: Example, text: str, finish_reason: str) -> dict[str, float | None]:
+    return measures(
+        text,
+        finish_reason=finish_reason,
+        reference=example.target,
+        constraints=example.metadata.get("constraints", ()),
+        prompt=last_user_text(example.prompt),
+    )
+
+
+def last_user_text(conversation: Conversation) -> str:
+    return next((m.content for m in reversed(conversation.messages) if m.role == "user"), "")
+
+
+def completions(groups: Sequence[Group]) -> list[Completion]:
+    return [t.turns[-1].completion for g in groups for t in g.trajectories]
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,340 @@
+"""One self-contained page about a round: for the person who signs the release, who needs evidence.
+
+No script, no request: styles, drawings and samples are in the file, and a content security policy forbids the rest.
+Whatever the round has not reached is said to be missing; whatever models or people wrote is shown as inert text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from postgrad.errors import DataError
+from postgrad.rounds.manifest import STAGES, Manifest
+from postgrad.rounds.report_charts import line_chart, reliability_chart
+from postgrad.run import METRIC_KEYS, atomic_write, read_metrics
+
+NUM_SAMPLES = 20
+
+_TITLES: Mapping[str, str] = {
+    "loss/nll": "Loss",
+    "loss/bradley_terry": "Loss",
+    "reward/accuracy": "Training accuracy",
+    "reward/mean": "Reward",
+    "policy/kl_ref": "KL from the reference",
+    "rollout/completion_tokens": "Answer length",
+    "policy/entropy": "Entropy",
+    "rollout/truncated_frac": "Truncated answers",
+    "value/explained_variance": "Explained variance",
+    "policy/clip_frac": "Clipped tokens",
+    "optim/grad_norm": "Gradient norm",
+}
+_CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "sft": (2, ("loss/nll", "optim/grad_norm")),
+    "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
+    "rl": (
+        6,
+        (
+            "reward/mean", "policy/kl_ref", "rollout/completion_tokens", "policy/entropy", "rollout/truncated_frac",
+            "value/explained_variance", "policy/clip_frac", "optim/grad_norm",
+        ),
+    ),
+}  # fmt: skip
+"""Stage -> how many charts, and which, by preference; those without data are passed over."""
+
+
+class _Summary(dict[str, Any]):
+    """A stage's summary; what it does not hold is None, and shown as a dash."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+def write_report(round_dir: Path) -> Path:
+    """Write `round_dir`/report.html from the manifest and the stages' files; unfinished rounds have one too.
+
+    Raises:
+        StoreError: there is no manifest, or the disk is full.
+        DataError: a stage's file does not parse; the message names it.
+    """
+    manifest = Manifest.load(round_dir)
+    environment = Environment(
+        loader=PackageLoader("postgrad.rounds", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    page = environment.get_template("report.html.jinja").render(_view(manifest))
+    path = round_dir / "report.html"
+    atomic_write(path, page.encode("utf-8", errors="replace"))
+    return path
+
+
+def _view(manifest: Manifest) -> dict[str, Any]:
+    stages = {stage.name: stage for stage in manifest.record.stages}
+    done = {name: _Summary(stage.summary) for name, stage in stages.items() if stage.status == "done"}
+    recipe = _read_json(manifest.directory / "recipe.json")
+    arena = _read_json(manifest.stage_directory("arena") / "arena.json") if "arena" in done else None
+    gate = _read_json(manifest.stage_directory("gate") / "gate.json") if "gate" in done else None
+    answers = _read_lines(manifest.stage_directory("arena") / "answers.jsonl") if "arena" in done else []
+    labels = {"initial": "Initial", "sft": "SFT", "rl": _get(recipe, "rl", "algorithm", default="rl").upper()}
+    return {
+        "round": manifest.record,
+        "stages": [(name, stages.get(name)) for name in STAGES],
+        "stage": stages,
+        "done": done,
+        "labels": labels,
+        "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
+        "changes": _recipe_changes(manifest, recipe),
+        "gate": gate,
+        "arena": arena,
+        "elo_scale": _elo_scale(arena) if arena else None,
+        "measures": _measures(arena) if arena else [],
+        "headline": _headline(manifest, gate, labels),
+        "pair": _pair(arena, "rl", "initial") if arena else None,
+        "charts": {name: _charts(manifest.stage_directory(name) / "metrics.jsonl", *_CHARTS[name]) for name in _CHARTS},
+        "reliability": _reliability(done.get("reward", {})),
+        "samples": _samples(answers),
+        "num_answers": len(answers),
+        "num_samples": NUM_SAMPLES,
+        "total": _total(manifest),
+        "longest": max((stage.seconds for stage in manifest.record.stages), default=0.0) or 1.0,
+    }
+
+
+def _headline(manifest: Manifest, gate: Mapping[str, Any] | None, labels: Mapping[str, str]) -> tuple[str, str, str]:
+    """(CSS class, badge, sentence)."""
+    if gate is None:
+        failed = next((stage.name for stage in manifest.record.stages if stage.status == "failed"), None)
+        if failed is not None:
+            return "fail", "Stopped", f"This round stopped in stage {failed}."
+        return "investigate", "Unfinished", "This round has no verdict yet."
+    candidate = labels.get(gate["candidate"], gate["candidate"])
+    incumbent = labels.get(gate["incumbent"], gate["incumbent"])
+    sentences = {
+        "pass": f"{candidate} beats {incumbent} and may be released.",
+        "fail": f"{candidate} may not replace {incumbent}.",
+        "investigate": f"{candidate} against {incumbent}: a person must look.",
+    }
+    return gate["verdict"], f"Gate: {gate['verdict']}", sentences[gate["verdict"]]
+
+
+def _recipe_changes(manifest: Manifest, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What differs from the recipe of the round before; None where this is the first."""
+    rounds = manifest.directory.resolve().parent.glob("[0-9]*-*/recipe.json")
+    earlier = sorted(path for path in rounds if path.parent.name < manifest.record.id)
+    if not earlier:
+        return None
+    then, now = _flatten(_read_json(earlier[-1])), _flatten(recipe)
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    return {"since": earlier[-1].parent.name, "rows": [(key, then.get(key), now.get(key)) for key in keys]}
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _charts(path: Path, most: int, keys: Sequence[str]) -> list[dict[str, Any]]:
+    rows = read_metrics(path)
+    charts = []
+    for key in keys:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if not points or len(charts) == most:
+            continue
+        steps, values = zip(*points, strict=True)
+        metric = METRIC_KEYS[key]
+        share = key.endswith(("_frac", "accuracy"))
+        title = _TITLES[key]
+        charts.append(
+            {
+                "title": title,
+                "meaning": metric.meaning,
+                "first": values[0],
+                "last": values[-1],
+                "share": share,
+                "healthy": metric.low <= values[-1] <= metric.high,
+                "drawing": line_chart(steps, values, label=f"{title} over {len(steps)} steps ({key})", share=share),
+            }
+        )
+    return charts
+
+
+def _reliability(summary: Mapping[str, Any]) -> str | None:
+    bins = [row for row in summary.get("calibration", ()) if row["n"] > 0]
+    return reliability_chart(bins) if bins else None
+
+
+def _pair(arena: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:
+    return next((pair for pair in arena["pairs"] if (pair["a"], pair["b"]) == (a, b)), None)
+
+
+def _elo_scale(arena: Mapping[str, Any]) -> tuple[float, float]:
+    """Ends of the axis on which the players' intervals are drawn."""
+    low = min(player["elo_low"] for player in arena["players"].values())
+    high = max(player["elo_high"] for player in arena["players"].values())
+    margin = max(0.06 * (high - low), 1.0)
+    return low - margin, high + margin
+
+
+def _measures(arena: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a measure, those in no reward term first; `delta` is the trained policy minus the initial one."""
+    unrewarded = set(arena.get("unrewarded", ()))
+    names = list(dict.fromkeys(name for measures in arena["measures"].values() for name in measures))
+    deltas = {row["measure"]: row for row in arena.get("deltas", ()) if (row["a"], row["b"]) == ("rl", "initial")}
+    rows = []
+    for name in sorted(names, key=lambda name: name not in unrewarded):
+        delta = deltas.get(name)
+        reach = max(abs(delta["low"]), abs(delta["high"]), 1e-9) * 1.1 if delta else None
+        rows.append(
+            {
+                "name": name.replace("_", " "),
+                "rewarded": name not in unrewarded,
+                "cells": [arena["measures"].get(player, {}).get(name) for player in arena["players"]],
+                "delta": delta,
+                "reach": reach,
+                "clear": delta is not None and (delta["low"] > 0 or delta["high"] < 0),
+            }
+        )
+    return rows
+
+
+def _samples(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The prompts whose ids have the smallest SHA-256: fixed before any answer exists, whatever the answers say."""
+    picked = sorted(answers, key=lambda row: hashlib.sha256(row["prompt_id"].encode("utf-8", "replace")).digest())
+    samples = []
+    for row in picked[:NUM_SAMPLES]:
+        utility = row.get("utility", {})
+        highest = max(utility.values(), default=None)
+        leaders = [player for player, value in utility.items() if value == highest]
+        constraints = [
+            " ".join([str(c["kind"]).replace("_", " "), *([json.dumps(c["value"])] if "value" in c else [])])
+            for c in row.get("constraints", ())
+        ]
+        samples.append(
+            {
+                "id": row["prompt_id"],
+                "prompt": _printable(row["prompt"]),
+                "reference": _printable(row.get("reference") or ""),
+                "constraints": constraints,
+                "answers": [
+                    {**answer, "player": player, "text": _printable(answer["text"]), "utility": utility.get(player)}
+                    for player, answer in row["answers"].items()
+                ],
+                "best": leaders[0] if len(leaders) == 1 else None,
+            }
+        )
+    return samples
+
+
+def _total(manifest: Manifest) -> dict[str, float]:
+    stages = manifest.record.stages
+    return {
+        "seconds": sum(stage.seconds for stage in stages),
+        "generated": sum(stage.tokens.generated for stage in stages),
+        "trained": sum(stage.tokens.trained for stage in stages),
+        "scored": sum(stage.tokens.scored for stage in stages),
+        "peak_memory_bytes": max((stage.peak_memory_bytes for stage in stages), default=0),
+    }
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing, though its stage is done; restore it or run the round again") from None
+    except ValueError as e:
+        raise DataError(f"{path} is not JSON ({e}); restore it or run the round again") from None
+
+
+def _read_lines(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return [json.loads(line) for line in text.split("\n") if line]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing, though its stage is done; restore it or run the round again") from None
+    except json.JSONDecodeError as e:
+        raise DataError(f"{path} has a line that is not JSON ({e.msg}); restore it or run the round again") from None
+
+
+def _get(table: Any, *keys: str, default: Any = None) -> Any:
+    for key in keys:
+        table = table.get(key) if isinstance(table, dict) else None
+    return default if table is None else table
+
+
+def _printable(text: str) -> str:
+    """Control characters become visible pictures (U+2400...), so that none is lost or acts."""
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
+
+
+def format_number(value: float | None) -> str:
+    """About three significant digits: 12,345, 345, 34.5, 3.45, 0.345, 9.5e-07; an en dash where there is none."""
+    if value is None:
+        return "\u2013"
+    size = abs(value)
+    if size == 0 or (value == int(value) and size < 1000):
+        text = f"{value:.0f}"
+    elif size < 0.0005:
+        text = f"{value:.1e}"
+    else:
+        text = f"{value:,.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
+    return text.replace("-", "\u2212", 1) if value < 0 else text
+
+
+def format_signed(value: float | None) -> str:
+    """As `format_number`, with a plus sign."""
+    return ("+" if value is not None and value > 0 else "") + format_number(value)
+
+
+def format_percent(value: float | None) -> str:
+    """0.6321 is 63.2%."""
+    return "\u2013" if value is None else f"{value:.1%}".replace("-", "\u2212")
+
+
+def format_count(value: float | None) -> str:
+    """12345 is 12,345."""
+    return "\u2013" if value is None else f"{value:,.0f}"
+
+
+def format_duration(seconds: float) -> str:
+    """4.2 s, 12 min 34 s, 2 h 05 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_bytes(value: float) -> str:
+    """Decimal units: 1,536,000,000 is 1.54 GB."""
+    return f"{format_number(value / 1e9)} GB" if value >= 1e9 else f"{format_number(value / 1e6)} MB"
+
+
+def _place(value: float, low: float, high: float) -> str:
+    """Where `value` lies on an axis from `low` to `high`, in percent, for a style attribute."""
+    return f"{min(max((value - low) / (high - low), 0.0), 1.0):.2%}"
+
+
+_FILTERS: Mapping[str, Callable[..., str]] = {
+    "number": format_number,
+    "signed": format_signed,
+    "percent": format_percent,
+    "duration": format_duration,
+    "bytes": format_bytes,
+    "count": format_count,
+    "place": _place,
+    "width": lambda low, high, span_low, span_high: f"{(high - low) / (span_high - span_low):.2%}",
+    "short": lambda digest: digest[:12],
+}

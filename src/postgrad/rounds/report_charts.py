@@ -1,0 +1,111 @@
+"""The report's charts: matplotlib drawings as inline SVG whose colours and fonts are the page's own (CSS variables)."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Matplotlib wants colours, the page has themes: each stand-in becomes a CSS variable in the finished drawing.
+ACCENT, MUTED, GRID = "#aa0001", "#aa0002", "#aa0003"
+_VARIABLES: Mapping[str, str] = {ACCENT: "var(--accent)", MUTED: "var(--muted)", GRID: "var(--line)"}
+_WIDTH, _HEIGHT = 4.9, 2.35  # inches, at 72 units an inch
+_CLEANUPS = (
+    (r"<!--.*?-->\n?", ""),
+    (r"<style.*?</style>", ""),  # it would style the whole page
+    (r'<g id="[^"]*"', "<g"),  # the same in every chart
+    (r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px"),
+    (r"font-family: [^;\"]+;? ?", ""),
+)
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, share: bool = False) -> Markup:
+    """One quantity over the steps of a stage.
+
+    Args:
+        steps: at least one; where there are more than 30, a moving average is drawn over the faint raw line.
+        values: one a step.
+        label: what a screen reader says.
+        share: the quantity lies in [0, 1] and is shown in percent.
+    """
+    figure, axes = _canvas(_HEIGHT)
+    window = max(1, len(values) // 15) if len(values) > 30 else 1
+    if window > 1:
+        axes.plot(steps, values, color=ACCENT, linewidth=1, alpha=0.3)
+    smooth = _moving_average(values, window)
+    axes.plot(steps, smooth, color=ACCENT, linewidth=2, solid_joinstyle="round", solid_capstyle="round")
+    axes.plot(steps[-1:], smooth[-1:], "o", color=ACCENT, markersize=5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.margins(x=0.03, y=0.14)
+    if share:
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    axes.set_xlabel("step", color=MUTED, fontsize=9.5, loc="right", labelpad=1)
+    return _svg(figure, label)
+
+
+def reliability_chart(calibration: Sequence[Mapping[str, Any]]) -> Markup:
+    """Observed against predicted probability that the answer scored higher is preferred; area shows the pairs a bin.
+
+    Source: reliability diagrams, Guo et al. 2017, arXiv 1706.04599, section 2.
+    """
+    figure, axes = _canvas(4.6)
+    rows = [row for row in calibration if row["n"] > 0]
+    predicted = [row["predicted"] for row in rows]
+    observed = [row["observed"] for row in rows]
+    most = max(row["n"] for row in rows)
+    low = min(0.0 if min(predicted, default=0.5) < 0.5 else 0.5, *observed) - 0.04
+    axes.plot([low, 1.04], [low, 1.04], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.plot(predicted, observed, color=ACCENT, linewidth=2)
+    axes.scatter(predicted, observed, s=[25 + 150 * row["n"] / most for row in rows], color=ACCENT, zorder=3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=5))
+        axis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.set_xlim(low, 1.04)
+    axes.set_ylim(low, 1.04)
+    axes.set_xlabel("predicted", color=MUTED, fontsize=9.5, loc="right", labelpad=1)
+    axes.set_title("observed", color=MUTED, fontsize=9.5, loc="left", pad=6)
+    return _svg(figure, "Reliability of the reward model: observed against predicted preference")
+
+
+def _canvas(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID)
+    axes.tick_params(length=0, labelsize=9.5, labelcolor=MUTED, pad=5)
+    return figure, axes
+
+
+def _moving_average(values: Sequence[float], window: int) -> list[float]:
+    half = window // 2
+    spans = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(span) / len(span) for span in spans]
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(file, format="svg", metadata=_NO_METADATA)
+    drawing = file.getvalue()
+    body = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
+    for stand_in, variable in _VARIABLES.items():
+        body = body.replace(stand_in, variable)
+    for pattern, replacement in _CLEANUPS:
+        body = re.sub(pattern, replacement, body, flags=re.DOTALL)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    opening = Markup('<svg class="chart" role="img" aria-label="{}" viewBox="0 0 {:g} {:g}">')
+    return opening.format(label, width, height) + Markup(body)

@@ -1,0 +1,308 @@
+"""The stages of a round that make something: prompts, demonstrations learned, samples, labels, reward model, RL."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import combinations
+
+import torch
+
+from postgrad.data.mixture import Mixture, split_of
+from postgrad.errors import DataError
+from postgrad.evals.calibration import pair_calibration
+from postgrad.feedback.agreement import label_summary
+from postgrad.feedback.raters import make_pool
+from postgrad.feedback.records import Judged, Sample, Submission
+from postgrad.feedback.utility import utility
+from postgrad.graders.reward_model import RewardModelGrader
+from postgrad.methods.grpo import GRPO
+from postgrad.methods.ppo import PPO
+from postgrad.methods.reward import (
+    Ranked,
+    Verdict,
+    freeze_below,
+    margins,
+    standardise,
+    train_reward_model,
+)
+from postgrad.methods.rl import train_rl
+from postgrad.methods.sft import train_sft
+from postgrad.models.load import load_reward_model, save_policy, save_reward_model
+from postgrad.protocols import Algorithm, Policy
+from postgrad.rollout import request_seed
+from postgrad.rounds.context import (
+    Context,
+    check_prompts,
+    completions,
+    demonstration,
+    last_user_text,
+    measure,
+    read_splits,
+    sample_all,
+    write_lines,
+)
+from postgrad.rounds.manifest import Stage
+from postgrad.run import RunDirectory
+from postgrad.trainer.local import FrozenPolicy, LocalTrainer
+from postgrad.types import Example, SamplingParams
+
+VALIDATION_SHARE = 0.15
+NUM_CANARIES = 8
+
+
+def prompts_stage(ctx: Context, stage: Stage) -> None:
+    """Check every row before anything is made of it, and put the prompts into the store."""
+    splits = read_splits(ctx.source, ctx.recipe.data.system)
+    context = ctx.load("initial").context
+    every = [example for rows in splits.values() for example in rows]
+    check_prompts(ctx, every, ctx.recipe.rl.max_tokens, context)
+    ctx.store.add_round(ctx.round_id, recipe=ctx.recipe.name)
+    ctx.store.add_prompts(every)
+    write_lines(
+        stage.directory / "prompts.jsonl",
+        (
+            {"id": e.id, "split": name, "prompt": last_user_text(e.prompt), "target": e.target}
+            for name, rows in splits.items()
+            for e in rows
+        ),
+    )
+    stage.summary = {name: len(rows) for name, rows in splits.items()}
+
+
+def sft_stage(ctx: Context, stage: Stage) -> None:
+    """Demonstrations into the initial policy."""
+    cfg = ctx.recipe.sft
+    examples = read_splits(ctx.source, ctx.recipe.data.system)["sft"][: cfg.num_examples]
+    rows = [ctx.renderer.render_example(demonstration(e)) for e in examples]
+    run = RunDirectory(stage.directory, _seed(ctx, "sft"))
+    torch.manual_seed(run.seed(0, "init"))
+    model = ctx.load("initial", lora_rank=ctx.recipe.model.lora_rank)
+    trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
+    train_sft(trainer, rows, cfg, run, ctx.bar("learning from demonstrations"))
+    save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
+    losses = [row["loss/nll"] for row in run.read_metrics()]
+    stage.add_tokens(trained=trainer.trained_tokens)
+    stage.policy_version = trainer.version
+    stage.summary = {"loss_first": losses[0], "loss_last": losses[-1], "examples": len(examples)}
+
+
+def samples_stage(ctx: Context, stage: Stage) -> None:
+    """Answers of the SFT policy for people to compare."""
+    labels, rl = ctx.recipe.labels, ctx.recipe.rl
+    examples = _labelled_examples(ctx)
+    params = SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature)
+    version = ctx.manifest.find("sft").policy_version or 0  # type: ignore[union-attr]
+    engine = ctx.engine(ctx.load("sft"), version=version)
+    seed = _seed(ctx, "samples")
+    groups = asyncio.run(
+        sample_all(
+            ctx,
+            engine,
+            examples,
+            params,
+            group_size=labels.answers_per_prompt,
+            seed=seed,
+            progress=ctx.bar("sampling answers to compare"),
+        )
+    )
+    samples = [
+        Sample(
+            prompt_id=group.example.id,
+            round_id=ctx.round_id,
+            stage="sft",
+            checkpoint=ctx.manifest.digest("sft"),
+            policy_version=completion.policy_version,
+            params=params,
+            seed=request_seed(seed, group.example.id, i),
+            text=completion.text,
+            token_ids=completion.token_ids,
+            finish_reason=completion.finish_reason,
+        )
+        for group in groups
+        for i, completion in enumerate(completions([group]))
+    ]
+    ctx.store.add_samples(samples)
+    write_lines(
+        stage.directory / "samples.jsonl",
+        ({"id": s.id, "prompt_id": s.prompt_id, "text": s.text, "finish_reason": s.finish_reason} for s in samples),
+    )
+    stage.add_tokens(generated=sum(len(s.token_ids) for s in samples))
+    stage.summary = {"num": len(samples)}
+
+
+def labels_stage(ctx: Context, stage: Stage) -> None:
+    """Comparisons of every two answers to a prompt, by the simulated pool or by the person at the keyboard."""
+    cfg = ctx.recipe.labels
+    by_prompt: dict[str, list[Sample]] = {}
+    for sample in ctx.store.samples(round_id=ctx.round_id, stage="sft"):
+        by_prompt.setdefault(sample.prompt_id, []).append(sample)
+    questions = []
+    for answers in by_prompt.values():
+        distinct = list({s.text: s for s in answers}.values())
+        questions += [(a.id, b.id) for a, b in combinations(distinct, 2)]
+    ctx.store.ask(questions, purpose="train", round_id=ctx.round_id)
+    if ctx.ask is not None:
+        ctx.ask(ctx.store, ctx.round_id)
+    else:
+        examples = {e.id: e for e in _labelled_examples(ctx)}
+        by_id = {s.id: s for answers in by_prompt.values() for s in answers}
+        utilities = {i: utility(measure(examples[s.prompt_id], s.text, s.finish_reason)) for i, s in by_id.items()}
+        pool = make_pool(
+            cfg.num_raters,
+            seed=_seed(ctx, "raters"),
+            temperature=cfg.rater_temperature,
+            careless_frac=cfg.careless_frac,
+            prefix="train",
+        )
+        ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
+        submissions = []
+        for n, comparison in enumerate(ctx.store.comparisons(purpose="train", round_id=ctx.round_id)):
+            first, second = (by_id[i] for i in comparison.sources)
+            for k in range(cfg.ratings_per_comparison):
+                rater = pool[(n * cfg.ratings_per_comparison + k) % len(pool)]
+                order = (0, 1) if request_seed(_seed(ctx, "order"), comparison.id, k) % 2 else (1, 0)
+                preference = rater.compare(
+                    comparison.id,
+                    (utilities[first.id], utilities[second.id]),
+                    (len(first.token_ids), len(second.token_ids)),
+                    order=order,
+                )
+                submissions.append(Submission(preference, order))
+        ctx.store.answer(submissions)
+    judged = list(ctx.store.preferences(purpose="train", round_id=ctx.round_id))
+    write_lines(stage.directory / "labels.jsonl", (_label_row(j) for j in judged))
+    stage.summary = label_summary(j.preference for j in judged)
+
+
+def reward_stage(ctx: Context, stage: Stage) -> None:
+    """A reward model from the labels; refuses to go on with one that does no better than the recipe's bar."""
+    cfg = ctx.recipe.reward
+    training, validation = _ranked(ctx)
+    run = RunDirectory(stage.directory, _seed(ctx, "reward"))
+    torch.manual_seed(run.seed(0, "init"))
+    model = ctx.load("sft", heads=("reward",))
+    freeze_below(model, cfg.train_layers)
+    trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
+    train_reward_model(trainer, training, cfg, run, ctx.bar("training the reward model"))
+    answers = [answer for group in training for answer in group.answers]
+    standardise(model, answers)
+    save_reward_model(
+        model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=answers[:NUM_CANARIES]
+    )
+    lengths = [
+        float(len(g.answers[v.worse]) - len(g.answers[v.better])) for g in validation for v in g.verdicts if not v.tie
+    ]
+    summary = pair_calibration(margins(model, validation))
+    shorter = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in lengths) / max(1, len(lengths))
+    stage.add_tokens(trained=trainer.trained_tokens, scored=sum(len(a) for g in validation for a in g.answers))
+    stage.summary = summary | {"baseline_length_accuracy": max(shorter, 1 - shorter), "train_prompts": len(training)}
+    if summary["accuracy_high"] < cfg.min_accuracy:
+        raise DataError(
+            f"the reward model is right on {summary['accuracy']:.0%} of held-out comparisons, below "
+            f"'reward.min_accuracy' = {cfg.min_accuracy:.0%}; collect more labels or train it longer"
+        )
+
+
+def rl_stage(ctx: Context, stage: Stage) -> None:
+    """The policy against the reward model, held to the SFT policy by KL."""
+    cfg = ctx.recipe.rl
+    examples = read_splits(ctx.source, ctx.recipe.data.system)["rl"]
+    run = RunDirectory(stage.directory, _seed(ctx, "rl"))
+    torch.manual_seed(run.seed(0, "init"))
+    heads = ("value",) if cfg.algorithm == "ppo" else ()
+    model = ctx.load("sft", heads=heads, lora_rank=ctx.recipe.model.lora_rank)
+    tokens = ctx.recipe.batch_tokens
+    trainer = LocalTrainer(
+        model, batch_tokens=tokens, temperature=cfg.temperature, dump=stage.directory / "diverged"
+    )
+    shared = ctx.recipe.model.lora_rank > 0
+    reference: Policy = FrozenPolicy(
+        model if shared else ctx.load("sft"), batch_tokens=tokens, temperature=cfg.temperature, adapter_off=shared
+    )
+    algorithm: Algorithm
+    if cfg.algorithm == "ppo":
+        algorithm = PPO(
+            clip_eps=cfg.clip_eps,
+            value_clip=cfg.value_clip,
+            value_coef=cfg.value_coef,
+            kl_coef=cfg.kl_coef,
+            gamma=cfg.gamma,
+            gae_lambda=cfg.gae_lambda,
+            missing_end_penalty=cfg.missing_end_penalty,
+        )
+    else:
+        algorithm = GRPO(clip_eps=cfg.clip_eps, kl_coef=cfg.kl_coef, missing_end_penalty=cfg.missing_end_penalty)
+    grader = RewardModelGrader(load_reward_model(ctx.manifest.stage_directory("reward") / "model"))
+    stopped = asyncio.run(
+        train_rl(
+            cfg,
+            trainer=trainer,
+            reference=reference,
+            engine=ctx.engine(model),
+            algorithm=algorithm,
+            graders=[grader],
+            dataset=Mixture([(examples, 1.0)], seed=run.seed(0)),
+            renderer=ctx.renderer,
+            run=run,
+            progress=ctx.bar(f"optimising against it ({cfg.algorithm.upper()})"),
+        )
+    )
+    save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
+    rows = run.read_metrics()
+    generated = sum(row["rollout/completion_tokens"] for row in rows) * cfg.prompts_per_step * cfg.group_size
+    stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
+    stage.policy_version = trainer.version
+    stage.summary = {
+        "steps": len(rows),
+        "reward_first": rows[0]["reward/mean"],
+        "reward_last": rows[-1]["reward/mean"],
+        "kl_last": rows[-1].get("policy/kl_ref"),
+        "stopped": stopped,
+    }
+
+
+def _labelled_examples(ctx: Context) -> list[Example]:
+    return read_splits(ctx.source, ctx.recipe.data.system)["rm"][: ctx.recipe.labels.num_prompts]
+
+
+def _ranked(ctx: Context) -> tuple[list[Ranked], list[Ranked]]:
+    """Labels as token ids, by prompt: (training, validation), split by the prompt's hash."""
+    examples = {e.id: e for e in _labelled_examples(ctx)}
+    samples = {s.id: s for s in ctx.store.samples(round_id=ctx.round_id, stage="sft")}
+    by_prompt: dict[str, list[Judged]] = {}
+    for judged in ctx.store.preferences(purpose="train", round_id=ctx.round_id):
+        by_prompt.setdefault(judged.prompt_id, []).append(judged)
+    parts: dict[str, list[Ranked]] = {"train": [], "validation": []}
+    for prompt_id in sorted(by_prompt):
+        prompt = ctx.renderer.render_prompt(examples[prompt_id].prompt)
+        sources = sorted({source for j in by_prompt[prompt_id] for source in j.comparison.sources})
+        verdicts = []
+        for j in by_prompt[prompt_id]:
+            first, second = (sources.index(source) for source in j.comparison.sources)
+            pairs = list(j.preference.pairs())
+            better, worse = (first, second) if not pairs or pairs[0] == (0, 1) else (second, first)
+            verdicts.append(Verdict(better, worse, tie=not pairs, weight=j.preference.weight))
+        answers = tuple((*prompt, *samples[source].token_ids) for source in sources)
+        part = split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
+        parts[part].append(Ranked(len(prompt), answers, tuple(verdicts)))
+    if not parts["train"] or not parts["validation"]:
+        raise DataError("too few labelled prompts to train and to check a reward model; label more of them")
+    return parts["train"], parts["validation"]
+
+
+def _label_row(judged: Judged) -> dict[str, object]:
+    p = judged.preference
+    return {
+        "comparison": p.comparison_id,
+        "prompt_id": judged.prompt_id,
+        "rater": p.rater_id,
+        "rater_kind": judged.rater_kind,
+        "answers": judged.comparison.answers,
+        "order": judged.order,
+        "tiers": p.tiers,
+        "strength": p.strength,
+    }
+
+
+def _seed(ctx: Context, stage: str) -> int:
+    return request_seed(ctx.recipe.seed, stage, 0)

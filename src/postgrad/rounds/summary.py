@@ -1,0 +1,119 @@
+"""What a round shows in the terminal: a bar for whatever is under way, and a table at the end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from postgrad.methods.sft import Progress as Report
+from postgrad.rounds.manifest import STAGES, Manifest
+
+
+class Bars:
+    """One live bar at a time; leaving the context stops it, whatever happened."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def announce(self, stage: str) -> None:
+        self.stop()
+        self._console.print(f"[bold]{STAGES.index(stage) + 1}/{len(STAGES)}[/] {stage}")
+
+    def open(self, title: str) -> Report:
+        """A bar that pulses until the first step says how many there are."""
+        self.stop()
+        live = Progress(
+            TextColumn("   {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        task = live.add_task(title, total=None)
+        live.start()
+        self._live = live
+
+        def report(done: int, total: int) -> None:
+            live.update(task, completed=done, total=total)
+            if done >= total:
+                live.stop()
+
+        return report
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def summary_tables(manifest: Manifest) -> list[Table]:
+    """Stages, policies, matches and verdict of a finished round."""
+    summaries = {stage.name: stage.summary for stage in manifest.record.stages}
+    return [_stages(manifest), _players(summaries["arena"]), _matches(summaries["arena"], summaries["gate"])]
+
+
+def _stages(manifest: Manifest) -> Table:
+    table = Table(title=f"round {manifest.record.id}", title_justify="left")
+    for name, justify in (("stage", "left"), ("time", "right"), ("tokens", "right"), ("peak memory", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for stage in manifest.record.stages:
+        tokens = stage.tokens.generated + stage.tokens.trained + stage.tokens.scored
+        table.add_row(
+            stage.name, f"{stage.seconds:.0f} s", f"{tokens:,}" if tokens else "", f"{stage.peak_memory_bytes / 1e9:.1f} GB"
+        )
+    seconds = sum(stage.seconds for stage in manifest.record.stages)
+    peak = max(stage.peak_memory_bytes for stage in manifest.record.stages)
+    table.add_section()
+    table.add_row("all", f"{seconds / 60:.1f} min", "", f"{peak / 1e9:.1f} GB")
+    return table
+
+
+def _players(arena: dict[str, Any]) -> Table:
+    table = Table(title="arena: held-out prompts, simulated raters", title_justify="left")
+    table.add_column("policy")
+    for name in ("Elo", "95% interval", "tokens", "cut off", "constraints met", "F1 with reference*"):
+        table.add_column(name, justify="right")
+    for player, row in arena["players"].items():
+        measures = arena["measures"][player]
+        table.add_row(
+            player,
+            f"{row['elo']:.0f}",
+            f"{row['elo_low']:.0f} to {row['elo_high']:.0f}",
+            f"{row['mean_tokens']:.1f}",
+            f"{row['truncated_frac']:.0%}",
+            _share(measures.get("constraints_met")),
+            _share(measures.get("reference_f1")),
+        )
+    table.caption = "* in no reward"
+    return table
+
+
+def _matches(arena: dict[str, Any], gate: dict[str, Any]) -> Table:
+    table = Table(title=f"verdict: {gate['verdict']}", title_justify="left", caption="; ".join(gate["reasons"]))
+    table.add_column("match")
+    for name in ("win / tie / loss", "win rate", "95% interval"):
+        table.add_column(name, justify="right")
+    for pair in arena["pairs"]:
+        table.add_row(
+            f"{pair['a']} against {pair['b']}",
+            f"{pair['wins']} / {pair['ties']} / {pair['losses']}",
+            f"{pair['win_rate']:.0%}",
+            f"{pair['low']:.0%} to {pair['high']:.0%}",
+        )
+    return table
+
+
+def _share(row: dict[str, float | None] | None) -> str:
+    return "-" if row is None or row["mean"] is None else f"{row['mean']:.0%}"

@@ -1,0 +1,40 @@
+"""Checkpoints of a run under way: whole or absent after `kill -9`, and only the newest is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from postgrad.protocols import Trainer
+from postgrad.run import disk_errors
+
+
+def save_checkpoint(trainer: Trainer, directory: Path, step: int) -> None:
+    """Write `directory`/step-NNNN in one move and delete the older ones.
+
+    Raises:
+        StoreError: the disk is full; the older checkpoint is still there.
+    """
+    target = directory / f"step-{step:04d}"
+    unfinished = directory / f".step-{step:04d}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with disk_errors(target):
+        try:
+            trainer.save(unfinished)
+            os.rename(unfinished, target)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    for older in directory.glob("step-*"):
+        if older != target:
+            shutil.rmtree(older)
+
+
+def load_checkpoint(trainer: Trainer, directory: Path) -> int:
+    """Load the newest checkpoint, if there is one; returns the number of steps it stands for."""
+    newest = max(directory.glob("step-*"), default=None)
+    if newest is None:
+        return 0
+    trainer.load(newest)
+    return int(newest.name.removeprefix("step-"))

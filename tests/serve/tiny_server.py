@@ -1,0 +1,90 @@
+"""A byte-level model behind the real engine, and a real server on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from postgrad.engine.local import LocalEngine
+from postgrad.models.policy import PolicyModel
+from postgrad.testing import byte_tokenizer
+from postgrad.text import Renderer
+from postgrad.types import Completion, GenerationRequest
+
+CONTEXT = 1024
+CHARACTERS = "abcdefghijklmno éä→🎓"
+VOCABULARY = 258
+WIDTH = 264
+
+
+class ObservedEngine(LocalEngine):
+    """The local engine, remembering what it was asked and what it answered."""
+
+    def __init__(self, model: PolicyModel, renderer: Renderer) -> None:
+        super().__init__(model, stop_ids=renderer.stop_ids, decode=renderer.decode)
+        self.batches: list[list[Completion]] = []
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], on_token: Callable[[int, int], bool] | None = None
+    ) -> list[Completion]:
+        self.batches.append(await super().generate(requests, on_token))
+        return self.batches[-1]
+
+
+def tiny_engine(*, ends: bool = True) -> tuple[ObservedEngine, Renderer]:
+    """Babble of whole characters: the next byte depends on the last one alone, by a table in the output matrix.
+
+    Without `ends` the answer never stops by itself.
+    """
+    renderer = Renderer(byte_tokenizer())
+    lm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=False,
+        )
+    )
+    follow: dict[int, list[int]] = {}
+    for character in CHARACTERS:
+        for byte, following in itertools.pairwise(character.encode()):
+            follow.setdefault(byte, []).append(following)
+    first = [character.encode()[0] for character in CHARACTERS] + [renderer.end_id] * ends
+    table = torch.full((VOCABULARY, VOCABULARY), -40.0)
+    for byte in range(VOCABULARY):
+        table[follow.get(byte, first), byte] = 0.0
+    with torch.no_grad():
+        lm.model.layers[0].self_attn.o_proj.weight.zero_()
+        lm.model.layers[0].mlp.down_proj.weight.zero_()
+        lm.model.embed_tokens.weight.copy_(torch.eye(VOCABULARY, WIDTH))
+        # The final norm scales a one-hot vector to length sqrt(WIDTH).
+        lm.lm_head.weight.copy_(torch.nn.functional.pad(table, (0, WIDTH - VOCABULARY)) / WIDTH**0.5)
+    return ObservedEngine(PolicyModel(lm), renderer), renderer
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """The base URL of a server that runs while the block does."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=3))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

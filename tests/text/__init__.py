@@ -1,0 +1,1 @@
+"""Renderer tests share the chat formats of `chat_styles`."""
