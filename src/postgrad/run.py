@@ -18,8 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
+from safetensors import SafetensorError
+
 from postgrad.errors import DataError, StoreError
 from postgrad.types import Group, Trajectory
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Metric(NamedTuple):
@@ -71,11 +75,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as e:
+        if getattr(e, "errno", None) in DISK_FULL or "No space left" in str(e):
             problem = f"disk full while writing {path}; free space and run the same command again"
         else:
-            problem = f"cannot write {path}: {e.strerror or e}; mend that and run the same command again"
+            reason = getattr(e, "strerror", None) or e
+            problem = f"cannot write {path}: {reason}; mend that and run the same command again"
         raise StoreError(problem) from e
 
 
@@ -147,10 +152,11 @@ class WorkspaceLock:
                 f"workspace {str(self.workspace)!r} is in use by process {holder}; "
                 "wait for it, stop it, or choose another workspace"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
         self._file = file
+        with disk_errors(self.workspace):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

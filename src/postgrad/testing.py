@@ -3,10 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<start>' ~ message['role'] ~ '\\n' ~ message['content'] ~ '<end>' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start>assistant\\n' }}{%- endif -%}"
+)
+
+
+def tiny_model(
+    directory: Path, *, seed: int = 0, hidden: int = 32, layers: int = 2, chat_template: str | None = CHAT_TEMPLATE
+) -> Path:
+    """Write a Llama of some ten thousand random float32 weights and a byte tokenizer; returns `directory`.
+
+    The same arguments give the same bytes, and the caller's random state is left alone. Weights are drawn ten times as
+    wide as usual, because next to a uniform distribution every mistake in a logprob looks small.
+
+    Args:
+        directory: made if needed.
+        seed: of the weights.
+        hidden: a multiple of 8; four heads share two of keys and values.
+        layers: transformer blocks.
+        chat_template: Jinja source; None leaves the tokenizer without one.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer(chat_template, special_tokens=("<start>", "<end>"), eos_token="<end>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lm = LlamaForCausalLM(config)
+    lm.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 def byte_tokenizer(

@@ -330,7 +330,8 @@ class _Hub(BaseHTTPRequestHandler):
     def _send(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Repo-Commit", self.commit)
+        asked = re.search(r"/([0-9a-f]{40})\b", self.path)
+        self.send_header("X-Repo-Commit", asked.group(1) if asked else self.commit)
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header("Content-Type", "application/json")
         self.end_headers()

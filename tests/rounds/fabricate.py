@@ -89,7 +89,7 @@ def answer_rows(num: int = 30) -> list[dict[str, Any]]:
     for i in range(num):
         topic = TOPICS[i % len(TOPICS)]
         texts = {
-            "initial": f"Well, {topic} is a really interesting thing to ask about, and there are many points to discuss, "
+            "initial": f"Well, {topic} is a really interesting thing to ask about, and there are many points to make, "
             "of which the first is that",
             "sft": f"People have known {topic} for a long time, and it matters to many of them, mostly in the north.",
             "rl": f"Answer: {topic} is best explained in one short sentence, number {i}.",
@@ -143,14 +143,16 @@ def fabricate_round(
     answers: Sequence[Mapping[str, Any]] | None = None,
     gate: Mapping[str, Any] = GATE,
     summaries: Mapping[str, dict[str, Any]] = SUMMARIES,
+    metrics: bool = True,
 ) -> Manifest:
-    """A round whose stages are done up to and including `until`."""
+    """A round whose stages are done up to and including `until`; without `metrics` it has no curves."""
     manifest = find_or_create_round(workspace, _recipe(seed, steps), versions=VERSIONS, model=MODEL)
     for number, name in enumerate(STAGES[: STAGES.index(until) + 1]):
         with manifest.stage(name, inputs={"earlier": manifest.digest(STAGES[number - 1])} if number else {}) as stage:
-            if name in ("sft", "reward", "rl"):
+            if name in ("sft", "reward", "rl") and metrics:
                 _write_metrics(stage.directory, name)
-                stage.policy_version = {"sft": 1, "reward": 1, "rl": 25}[name]
+            if name in ("sft", "rl"):
+                stage.policy_version = {"sft": 1, "rl": 25}[name]
             if name == "arena":
                 rows = answer_rows() if answers is None else answers
                 (stage.directory / "arena.json").write_text(json.dumps(ARENA))
@@ -160,7 +162,9 @@ def fabricate_round(
             stage.summary = summaries[name]
             generated, trained, scored = COST.get(name, (0, 0, 0))
             stage.add_tokens(generated=generated, trained=trained, scored=scored)
-            stage.record.seconds = {"sft": 93.4, "samples": 71.0, "reward": 118.2, "rl": 402.7, "arena": 66.1}.get(name, 2.5)
+            stage.record.seconds = {"sft": 93.4, "samples": 71.0, "reward": 118.2, "rl": 402.7, "arena": 66.1}.get(
+                name, 2.5
+            )
             stage.record.peak_memory_bytes = 1_536_000_000 + 311_000_000 * number
     if until == "gate":
         manifest.finish()

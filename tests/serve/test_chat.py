@@ -45,7 +45,7 @@ def terminal() -> pexpect.spawn[str]:
 
 
 def test_a_pipe_gets_the_answers_and_nothing_else() -> None:
-    run = piped("Why?\n\n/reset\nWhy?\n/nonsense\n/quit\nnot asked\n", "30")
+    run = piped("Why?\n\n/reset\nWhy?\n/nonsense\n/quit\nnot asked\n", "300")
     assert len(run.stdout.splitlines()) == 2
     assert run.stderr.splitlines() == [
         "The conversation is forgotten.",

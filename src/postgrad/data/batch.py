@@ -53,14 +53,14 @@ class Batch:
 
     def minibatches(self, num: int, *, seed: int) -> Iterator[Batch]:
         """A random partition into at most `num` parts of whole groups, as equal as can be: siblings share a prompt."""
-        groups = torch.arange(len(self)) if self.group_ids is None else self.group_ids.unique()
+        groups = torch.arange(len(self)) if self.group_ids is None else torch.unique(self.group_ids)
         order = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
         for part in order.tensor_split(min(num, len(groups))):
             index = part if self.group_ids is None else torch.isin(self.group_ids, part).nonzero().squeeze(1)
             yield self.rows(index)
 
     def with_(self, **values: torch.Tensor) -> Batch:
-        return replace(self, **values)  # type: ignore[arg-type]
+        return replace(self, **values)
 
 
 def collate(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], *, names: Sequence[str] = ()) -> Batch:
@@ -111,7 +111,7 @@ def micro_batches(batch: Batch, max_tokens: int) -> Iterator[tuple[torch.Tensor,
     """
     prompts = batch.loss_mask.int().argmax(1)
     ids = torch.arange(len(batch)) if batch.group_ids is None else batch.group_ids
-    groups = [(ids == g).nonzero().squeeze(1) for g in ids.unique()]
+    groups = [(ids == g).nonzero().squeeze(1) for g in torch.unique(ids)]
     groups.sort(key=lambda rows: -int(batch.lengths[rows].max()))
     part: list[torch.Tensor] = []
     total = 0

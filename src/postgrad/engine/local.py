@@ -21,7 +21,7 @@ from postgrad.types import Completion, FinishReason, GenerationRequest
 OnToken = Callable[[int, int], bool]
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, one row a sequence, written at each row's own length."""
 
     is_sliding = False
@@ -114,7 +114,7 @@ class LocalEngine:
         *,
         stop_ids: Sequence[int],
         decode: Callable[[Sequence[int]], str],
-        max_batch: int = 64,
+        max_batch: int = 128,
     ) -> None:
         self.model = model
         self.version = 0
@@ -140,6 +140,8 @@ class LocalEngine:
         own = self.model.state_dict()
         with torch.no_grad():
             for name, tensor in weights.items():
+                if name.startswith("heads.") and name not in own:
+                    continue  # a critic's head; sampling has no use for it
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
         self.version = version
@@ -245,14 +247,16 @@ class LocalEngine:
     def _advance(self, sequence: _Sequence, token: int, on_token: OnToken | None) -> None:
         sequence.ids.append(token)
         params = sequence.request.params
-        if token in sequence.stop_ids:
-            sequence.finish = "stop"
-        elif params.stop and any(stop in self._decode(sequence.ids) for stop in params.stop):
+        if token in sequence.stop_ids or (params.stop and self._stopped(sequence)):
             sequence.finish = "stop"
         elif len(sequence.ids) == params.max_tokens:
             sequence.finish = "length"
         if on_token is not None and not on_token(sequence.index, token) and sequence.finish is None:
             sequence.finish = "cancelled"
+
+    def _stopped(self, sequence: _Sequence) -> bool:
+        text = self._decode(sequence.ids)
+        return any(stop in text for stop in sequence.request.params.stop)
 
     def _completion(self, sequence: _Sequence) -> Completion:
         ids = sequence.ids

@@ -19,10 +19,10 @@ class RewardModelGrader:
     def __init__(self, model: PolicyModel) -> None:
         self._model = model
 
-    @torch.no_grad()
     async def grade(self, group: Group) -> Sequence[Score]:
         rows = [(*t.turns[-1].prompt_ids, *t.turns[-1].completion.token_ids) for t in group.trajectories]
         prompts = torch.tensor([len(t.turns[-1].prompt_ids) for t in group.trajectories])
         self._model.eval()
-        rewards = self._model.sequence_rewards(*pad(rows), prefix_lengths_B=prompts)
+        with torch.no_grad():
+            rewards = self._model.sequence_rewards(*pad(rows), prefix_lengths_B=prompts)
         return [Score(self.name, value) for value in rewards.tolist()]

@@ -31,8 +31,9 @@ class GRPO:
     """"dr_grpo" leaves out the division by the group's deviation (Liu et al. 2025, arXiv:2503.20783)."""
 
     def select(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups whose siblings do not all have the same reward; the others carry no signal."""
-        return [g for g in groups if len({self._reward(t.reward, t.status) for t in g.trajectories}) > 1]
+        """Groups whose siblings do not all have the same reward, and all have one; the others carry no signal."""
+        rewards = [[self._reward(t.reward, t.status) for t in g.trajectories] for g in groups]
+        return [g for g, given in zip(groups, rewards, strict=True) if None not in given and len(set(given)) > 1]
 
     def prepare(self, batch: Batch, policy: Policy, reference: Policy) -> tuple[Batch, dict[str, float]]:
         """Fill old and reference logprobs and advantages."""

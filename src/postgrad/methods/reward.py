@@ -17,7 +17,7 @@ from postgrad.ops.losses import bradley_terry_loss
 from postgrad.ops.packing import pad
 from postgrad.protocols import Loss
 from postgrad.run import RunDirectory
-from postgrad.trainer.checkpoint import load_checkpoint, save_checkpoint
+from postgrad.trainer.checkpoint import checkpoint_directory, load_checkpoint, save_checkpoint
 from postgrad.trainer.local import LocalTrainer
 
 
@@ -47,7 +47,7 @@ def train_reward_model(
     trainer: LocalTrainer, ranked: Sequence[Ranked], cfg: RewardConfig, run: RunDirectory, progress: Progress
 ) -> None:
     """Maximise the likelihood of the comparisons; resumes as `train_sft` does."""
-    checkpoints = run.path / "checkpoints"
+    checkpoints = checkpoint_directory(run)
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
     schedule = epoch_batches(len(ranked), cfg.epochs, cfg.prompts_per_step, seed=run.seed(0))
@@ -75,11 +75,13 @@ def freeze_below(model: PolicyModel, train_layers: int) -> None:
     assert isinstance(layers, torch.nn.ModuleList)
     for parameter in model.lm.parameters():
         parameter.requires_grad_(train_layers == 0)
-    for layer in list(layers)[len(layers) - train_layers :]:
+    for layer in list(layers)[max(0, len(layers) - train_layers) :]:
         layer.requires_grad_(True)
     norm = model.body.norm
     assert isinstance(norm, torch.nn.Module)
     norm.requires_grad_(True)
+    if model.vocabulary_VD is not model.lm.get_input_embeddings().weight:  # type: ignore[operator]
+        model.vocabulary_VD.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -151,7 +153,5 @@ def _collate(ranked: Sequence[Ranked]) -> _Part:
 
 
 def _loss(model: PolicyModel, part: _Part) -> Loss:
-    rewards = model.sequence_rewards(
-        part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths
-    )
+    rewards = model.sequence_rewards(part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths)
     return Loss(*bradley_terry_loss(rewards[part.better], rewards[part.worse], weight=part.weight, tie=part.tie))

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from postgrad.config import RlConfig
 from postgrad.data.batch import Batch, make_batch
 from postgrad.data.mixture import Mixture
-from postgrad.errors import ConfigError
 from postgrad.methods.sft import Progress
 from postgrad.protocols import Algorithm, Grader, Policy, RolloutEngine, Trainer
 from postgrad.rollout import grade_groups, rollout_groups
 from postgrad.run import RunDirectory
 from postgrad.text.template import Renderer
-from postgrad.trainer.checkpoint import load_checkpoint, save_checkpoint
+from postgrad.trainer.checkpoint import checkpoint_directory, load_checkpoint, save_checkpoint
 from postgrad.types import Group, SamplingParams
 
-SAVE_EVERY = 2
+SAVE_EVERY = 4
 
 
 async def train_rl(
@@ -39,16 +38,10 @@ async def train_rl(
     Invariant: at the top of every step the engine holds exactly the trainer's weights.
 
     Raises:
-        ConfigError: the sampler would cut off a part of the distribution that the loss does not know of.
         TrainingDiverged: a loss or gradient norm is not finite.
     """
-    if cfg.top_p < 1 or cfg.top_k > 0:
-        raise ConfigError(
-            "'rl.top_p' and 'rl.top_k' must be 1 and 0: the loss would compare probabilities of the whole "
-            "distribution with samples of a part of it"
-        )
     params = SamplingParams(max_tokens=cfg.max_tokens, temperature=cfg.temperature)
-    checkpoints = run.path / "checkpoints"
+    checkpoints = checkpoint_directory(run)
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
     await engine.load_weights(trainer.weights(), version=trainer.version)
@@ -70,12 +63,14 @@ async def train_rl(
                 batch, credit = algorithm.prepare(make_batch(chosen), trainer, reference)
             metrics |= credit
             if credit["policy/kl_ref"] > cfg.kl_stop:
-                return f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}"
+                return (
+                    f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}"
+                )
             with _timed(metrics, "time/update_s"):
                 metrics |= _update(cfg, trainer, algorithm, batch, seed=run.seed(step, "update"))
             await engine.load_weights(trainer.weights(), version=trainer.version)
         run.write_metrics(step + 1, metrics)
-        if (step + 1) % SAVE_EVERY == 0:
+        if (step + 1) % SAVE_EVERY == 0 and step + 1 < cfg.steps:
             save_checkpoint(trainer, checkpoints, step + 1)
         progress(step + 1, cfg.steps)
     return None
@@ -86,10 +81,11 @@ def _update(cfg: RlConfig, trainer: Trainer, algorithm: Algorithm, batch: Batch,
     sums: dict[str, float] = {}
     for epoch in range(cfg.epochs):
         sums = {}
-        for minibatch in batch.minibatches(cfg.minibatches, seed=seed + epoch):
+        minibatches = list(batch.minibatches(cfg.minibatches, seed=seed + epoch))
+        for minibatch in minibatches:
             metrics = trainer.forward_backward(minibatch, algorithm.loss) | trainer.optim_step(cfg.learning_rate)
             for key, value in metrics.items():
-                sums[key] = sums.get(key, 0.0) + value / min(cfg.minibatches, len(batch))
+                sums[key] = sums.get(key, 0.0) + value / len(minibatches)
     return sums
 
 

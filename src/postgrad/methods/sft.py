@@ -12,7 +12,7 @@ from postgrad.data.batch import Batch, collate
 from postgrad.ops.losses import nll_loss
 from postgrad.protocols import Loss, PolicyOutput, Trainer
 from postgrad.run import RunDirectory
-from postgrad.trainer.checkpoint import load_checkpoint, save_checkpoint
+from postgrad.trainer.checkpoint import checkpoint_directory, load_checkpoint, save_checkpoint
 
 Rendered = tuple[tuple[int, ...], tuple[bool, ...]]
 Progress = Callable[[int, int], None]
@@ -32,7 +32,7 @@ def train_sft(
         run: receives metrics and checkpoints.
         progress: told after every step.
     """
-    checkpoints = run.path / "checkpoints"
+    checkpoints = checkpoint_directory(run)
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
     schedule = epoch_batches(len(rows), cfg.epochs, cfg.examples_per_step, seed=run.seed(0))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -42,9 +43,20 @@ def load_policy(directory: Path, *, heads: tuple[str, ...] = (), lora_rank: int 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        lm: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError) as e:
-        raise DataError(f"model {str(directory)!r} cannot be read: {str(e).splitlines()[0]}") from None
+        lm: Any
+        lm, loaded = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise DataError(
+            f"model {str(directory)!r} cannot be read ({reason}); copy it again, or pull it again if it was pulled"
+        ) from None
+    if missing := sorted(loaded["missing_keys"]):
+        raise DataError(
+            f"model {str(directory)!r} has no weights for {missing[0]!r} and {len(missing) - 1} more tensors; "
+            "copy it again from where it was saved"
+        )
     adapter = get_peft_model(lm, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, **_LORA)) if lora_rank else None
     model = PolicyModel(lm, heads=heads, adapter=adapter)
     stored = directory / "heads.safetensors"
@@ -58,7 +70,7 @@ def save_policy(model: PolicyModel, directory: Path, *, tokenizer_from: Path) ->
     """Write a directory that transformers, vLLM and `load_policy` read; an adapter is merged into the weights."""
     directory.mkdir(parents=True, exist_ok=True)
     if model.adapter is None:
-        model.lm.save_pretrained(directory)
+        model.lm.save_pretrained(directory)  # type: ignore[operator]
     else:
         model.adapter.save_pretrained(directory / "adapter")
         copy.deepcopy(model.adapter).merge_and_unload().save_pretrained(directory)
@@ -74,7 +86,9 @@ def save_reward_model(
 ) -> None:
     """As `save_policy`, with the scores of some token sequences, for `load_reward_model` to check itself against."""
     save_policy(model, directory, tokenizer_from=tokenizer_from)
-    rows = [{"ids": list(ids), "reward": reward} for ids, reward in zip(canaries, _rewards(model, canaries), strict=True)]
+    rows = [
+        {"ids": list(ids), "reward": reward} for ids, reward in zip(canaries, _rewards(model, canaries), strict=True)
+    ]
     (directory / "canaries.json").write_text(json.dumps(rows), encoding="utf-8")
 
 

@@ -32,10 +32,13 @@ class PolicyModel(nn.Module):
         config: Any = lm.config
         text_config = config.get_text_config()
         if getattr(text_config, "final_logit_softcapping", None) or getattr(text_config, "logit_scale", None):
-            raise DataError(f"{text_config.model_type!r} rescales its logits, which the chunked logprobs do not support")
+            raise DataError(
+                f"{text_config.model_type!r} rescales its logits, which the chunked logprobs do not support"
+            )
         self.lm = lm
         self.heads = nn.ModuleDict({name: nn.Linear(text_config.hidden_size, 1) for name in heads})
         for name, head in self.heads.items():
+            assert isinstance(head, nn.Linear)
             # A critic starts from zero, a reward model from N(0, 1 / sqrt(d + 1)): Stiennon et al. 2020
             # (arXiv:2009.01325), appendix B, and Ziegler et al. 2019 (arXiv:1909.08593).
             nn.init.normal_(head.weight, std=0.0 if name == "value" else (text_config.hidden_size + 1) ** -0.5)
@@ -57,7 +60,7 @@ class PolicyModel(nn.Module):
 
     @property
     def context(self) -> int:
-        return int(self.lm.config.get_text_config().max_position_embeddings)  # type: ignore[union-attr]
+        return int(self.lm.config.get_text_config().max_position_embeddings)  # type: ignore[operator, union-attr]
 
     def states(self, packed: Packed) -> torch.Tensor:
         """Last hidden states of packed tokens, [R * L, D]."""
@@ -80,7 +83,7 @@ class PolicyModel(nn.Module):
         one share the computation of them.
         """
         packed = pack(input_ids_BT, lengths_B, prefix_lengths_B=mask_BT.int().argmax(1))
-        before_ND = self.states(packed)[packed.place_BT[mask_BT] - 1]
+        before_ND = self.states(packed)[packed.place_BT.roll(1, dims=1)[mask_BT]]
         logprobs, entropy = token_logprobs(
             before_ND, self.vocabulary_VD, input_ids_BT[mask_BT], temperature=temperature
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,20 +13,21 @@ from typing import Any
 from postgrad.config import Recipe
 from postgrad.data.readers import read_examples
 from postgrad.engine.local import LocalEngine
-from postgrad.errors import DataError
+from postgrad.errors import ConfigError, DataError
+from postgrad.feedback.raters import SimulatedRater, make_pool
 from postgrad.feedback.store import LabelStore
-from postgrad.feedback.utility import measures
+from postgrad.feedback.utility import measures, satisfies
 from postgrad.methods.sft import Progress
 from postgrad.models.load import load_policy
 from postgrad.models.policy import PolicyModel
-from postgrad.rollout import rollout_groups
+from postgrad.rollout import request_seed, rollout_groups
 from postgrad.rounds.manifest import Manifest
-from postgrad.run import atomic_write
+from postgrad.run import atomic_write, sha256_file
 from postgrad.text.template import Renderer, check_fits
 from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams
 
 SPLITS = ("sft", "rm", "rl", "heldout", "heldout_unseen")
-AT_ONCE = 64
+AT_ONCE = 128
 """Answers sampled between two movements of the progress bar."""
 
 
@@ -99,22 +101,57 @@ def demonstration(example: Example) -> Example:
     return replace(example, completion=(Message("assistant", example.target),))
 
 
-def check_prompts(ctx: Context, examples: Iterable[Example], max_tokens: int, context: int) -> None:
-    """Refuse prompts that leave no room for an answer, all of them at once.
+def check_rows(ctx: Context, splits: Mapping[str, Sequence[Example]], context: int) -> None:
+    """Refuse what a later stage would trip over, all of it at once.
+
+    Args:
+        ctx: of the round.
+        splits: as `read_splits` gives them.
+        context: most tokens that the model reads.
 
     Raises:
-        DataError: names every such row.
+        ConfigError: the recipe asks for more rows than a split has.
+        DataError: names every row that leaves no room for an answer, has nothing to learn from, or carries a
+            constraint that nobody can check.
     """
+    recipe = ctx.recipe
+    for split, key, wanted in (
+        ("sft", "sft.num_examples", recipe.sft.num_examples),
+        ("rm", "labels.num_prompts", recipe.labels.num_prompts),
+        ("heldout", "arena.num_prompts", recipe.arena.num_prompts),
+    ):
+        if wanted > len(splits[split]):
+            raise ConfigError(
+                f"{key!r} = {wanted}, but {ctx.source} has {len(splits[split])} rows in split {split!r}; "
+                "lower it or add rows"
+            )
     problems = []
-    for example in examples:
-        try:
-            ids = ctx.renderer.render_prompt(example.prompt, name=f"row {example.id!r}")
-            check_fits(ids, context - max_tokens, f"row {example.id!r}")
-        except DataError as e:
-            problems.append(str(e))
+    for split, rows in splits.items():
+        for example in rows:
+            try:
+                _check_row(ctx, split, example, context)
+            except DataError as e:
+                said = str(e)
+                problems.append(said if said.startswith("row ") else f"row {example.id!r}: {said}")
     if problems:
         more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{ctx.source}: {'; '.join(problems[:10])}{more}")
+
+
+def _check_row(ctx: Context, split: str, example: Example, context: int) -> None:
+    name = f"row {example.id!r}"
+    if split == "sft":
+        ids, _ = ctx.renderer.render_example(demonstration(example))
+        check_fits(ids, context, name)
+        return
+    if example.prompt.messages[-1].role == "assistant":
+        raise DataError(f"the prompt of split {split!r} ends with an assistant turn; remove that turn")
+    check_fits(ctx.renderer.render_prompt(example.prompt, name=name), context - ctx.recipe.rl.max_tokens, name)
+    constraints = example.metadata.get("constraints", [])
+    if not isinstance(constraints, list) or not all(isinstance(c, dict) for c in constraints):
+        raise DataError("'constraints' must be a list of objects")
+    for constraint in constraints:
+        satisfies(constraint, "")
 
 
 async def sample_all(
@@ -135,6 +172,27 @@ async def sample_all(
         groups += await rollout_groups(portion, engine, ctx.renderer, params, group_size=group_size, seed=seed)
         progress(len(groups), len(examples))
     return groups
+
+
+def rater_pool(ctx: Context, num: int, purpose: str) -> list[SimulatedRater]:
+    """The simulated raters of a purpose, stored; settings that change a rater change its name too."""
+    cfg = ctx.recipe.labels
+    salt = f"{purpose} {num} {cfg.rater_temperature} {cfg.careless_frac}"
+    pool = make_pool(
+        num,
+        seed=request_seed(ctx.recipe.seed, salt, 0),
+        temperature=cfg.rater_temperature,
+        careless_frac=cfg.careless_frac,
+        prefix=purpose,
+    )
+    ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
+    return pool
+
+
+def weights_sha256(directory: Path) -> str:
+    """Names the weights of a model directory, wherever it lies and whatever wrote it."""
+    listing = "".join(sha256_file(path) + path.name for path in sorted(directory.glob("*.safetensors")))
+    return hashlib.sha256(listing.encode("utf-8")).hexdigest()
 
 
 def measure(example: Example, text: str, finish_reason: str) -> dict[str, float | None]:

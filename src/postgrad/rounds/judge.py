@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from postgrad.evals.arena import Answer, Judgement, arena_summary, outcome
-from postgrad.feedback.raters import make_pool
 from postgrad.feedback.records import Sample, Submission
 from postgrad.feedback.utility import UNREWARDED, utility
 from postgrad.gates.promote import decide
@@ -20,8 +19,10 @@ from postgrad.rounds.context import (
     completions,
     last_user_text,
     measure,
+    rater_pool,
     read_splits,
     sample_all,
+    weights_sha256,
     write_json,
     write_lines,
 )
@@ -40,7 +41,8 @@ def arena_stage(ctx: Context, stage: Stage, released: Release | None) -> None:
     players = _players(ctx, released)
     answers = {player: _answers(ctx, player, path, [*examples, *unseen]) for player, path in players.items()}
     stage.add_tokens(generated=sum(len(c.token_ids) for given in answers.values() for c in given))
-    judgements = _judge(ctx, examples, {player: given[: len(examples)] for player, given in answers.items()})
+    judged = {player: given[: len(examples)] for player, given in answers.items()}
+    judgements = _judge(ctx, examples, judged, {player: weights_sha256(path) for player, path in players.items()})
     measured = [
         Answer(
             prompt_id=example.id,
@@ -122,9 +124,19 @@ def _players(ctx: Context, released: Release | None) -> dict[str, Path]:
 
 
 def _incumbent(ctx: Context, released: Release | None) -> str:
-    own = released is not None and released.round_id == ctx.round_id
-    same = released is not None and released.sha256 == ctx.manifest.record.model["sha256"]
-    return "initial" if released is None or own or same else "released"
+    if released is None or released.sha256 == ctx.manifest.record.model["sha256"]:
+        return "initial"
+    if released.round_id != ctx.round_id:
+        return "released"
+    # Cut off between the promotion and the end of the gate: the incumbent is the one that the arena saw.
+    arena = ctx.manifest.find("arena")
+    return "released" if arena is not None and "released" in arena.summary["players"] else "initial"
+
+
+def _version(ctx: Context, player: str) -> int:
+    """Updates behind a player of this round; of one from elsewhere, nothing is known."""
+    stage = ctx.manifest.find(player)
+    return 0 if stage is None else stage.policy_version or 0
 
 
 def _answers(ctx: Context, player: str, path: Path, examples: list[Example]) -> list[Completion]:
@@ -132,7 +144,7 @@ def _answers(ctx: Context, player: str, path: Path, examples: list[Example]) -> 
     groups = asyncio.run(
         sample_all(
             ctx,
-            ctx.engine(load_policy(path)),
+            ctx.engine(load_policy(path), version=_version(ctx, player)),
             examples,
             SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature),
             group_size=1,
@@ -143,25 +155,20 @@ def _answers(ctx: Context, player: str, path: Path, examples: list[Example]) -> 
     return completions(groups)
 
 
-def _judge(ctx: Context, examples: list[Example], answers: dict[str, list[Completion]]) -> list[Judgement]:
+def _judge(
+    ctx: Context, examples: list[Example], answers: dict[str, list[Completion]], checkpoints: dict[str, str]
+) -> list[Judgement]:
     """Every rater of the held-out pool sees every pair twice, once in each order."""
     cfg = ctx.recipe.arena
     rl = ctx.recipe.rl
-    pool = make_pool(
-        cfg.num_raters,
-        seed=request_seed(ctx.recipe.seed, "judges", 0),
-        temperature=ctx.recipe.labels.rater_temperature,
-        careless_frac=ctx.recipe.labels.careless_frac,
-        prefix="arena",
-    )
-    ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
+    pool = rater_pool(ctx, cfg.num_raters, "arena")
     seed = request_seed(ctx.recipe.seed, "arena", 0)
     samples = {
         (player, example.id): Sample(
             prompt_id=example.id,
             round_id=ctx.round_id,
             stage=player,
-            checkpoint=ctx.manifest.record.model["sha256"] if player == "initial" else player,
+            checkpoint=checkpoints[player],
             policy_version=completion.policy_version,
             params=SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature),
             seed=request_seed(seed, example.id, 0),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def write_report(round_dir: Path) -> Path:
     environment.filters.update(_FILTERS)
     page = environment.get_template("report.html.jinja").render(_view(manifest))
     path = round_dir / "report.html"
-    atomic_write(path, page.encode("utf-8", errors="replace"))
+    atomic_write(path, re.sub("[\ud800-\udfff]", "\ufffd", page))  # lone surrogates have no bytes in UTF-8
     return path
 
 
@@ -84,13 +85,14 @@ def _view(manifest: Manifest) -> dict[str, Any]:
     arena = _read_json(manifest.stage_directory("arena") / "arena.json") if "arena" in done else None
     gate = _read_json(manifest.stage_directory("gate") / "gate.json") if "gate" in done else None
     answers = _read_lines(manifest.stage_directory("arena") / "answers.jsonl") if "arena" in done else []
-    labels = {"initial": "Initial", "sft": "SFT", "rl": _get(recipe, "rl", "algorithm", default="rl").upper()}
+    labels = {"initial": "Initial", "released": "Released", "sft": "SFT", "rl": recipe["rl"]["algorithm"].upper()}
     return {
         "round": manifest.record,
         "stages": [(name, stages.get(name)) for name in STAGES],
         "stage": stages,
         "done": done,
         "labels": labels,
+        "asks_a_person": recipe.get("asks_a_person", False),
         "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
         "changes": _recipe_changes(manifest, recipe),
         "gate": gate,
@@ -99,7 +101,7 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "measures": _measures(arena) if arena else [],
         "headline": _headline(manifest, gate, labels),
         "pair": _pair(arena, "rl", "initial") if arena else None,
-        "charts": {name: _charts(manifest.stage_directory(name) / "metrics.jsonl", *_CHARTS[name]) for name in _CHARTS},
+        "charts": {name: _charts(manifest, name) for name in _CHARTS},
         "reliability": _reliability(done.get("reward", {})),
         "samples": _samples(answers),
         "num_answers": len(answers),
@@ -117,11 +119,11 @@ def _headline(manifest: Manifest, gate: Mapping[str, Any] | None, labels: Mappin
             return "fail", "Stopped", f"This round stopped in stage {failed}."
         return "investigate", "Unfinished", "This round has no verdict yet."
     candidate = labels.get(gate["candidate"], gate["candidate"])
-    incumbent = labels.get(gate["incumbent"], gate["incumbent"])
+    incumbent = f"the {gate['incumbent']} policy"
     sentences = {
         "pass": f"{candidate} beats {incumbent} and may be released.",
         "fail": f"{candidate} may not replace {incumbent}.",
-        "investigate": f"{candidate} against {incumbent}: a person must look.",
+        "investigate": f"{candidate} against {incumbent}: a person must decide.",
     }
     return gate["verdict"], f"Gate: {gate['verdict']}", sentences[gate["verdict"]]
 
@@ -147,9 +149,10 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _charts(path: Path, most: int, keys: Sequence[str]) -> list[dict[str, Any]]:
-    rows = read_metrics(path)
-    charts = []
+def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
+    rows = read_metrics(manifest.stage_directory(stage) / "metrics.jsonl")
+    most, keys = _CHARTS[stage]
+    charts: list[dict[str, Any]] = []
     for key in keys:
         points = [(row["step"], row[key]) for row in rows if key in row]
         if not points or len(charts) == most:
@@ -158,6 +161,7 @@ def _charts(path: Path, most: int, keys: Sequence[str]) -> list[dict[str, Any]]:
         metric = METRIC_KEYS[key]
         share = key.endswith(("_frac", "accuracy"))
         title = _TITLES[key]
+        label = f"{title} over {len(steps)} steps ({stage})"
         charts.append(
             {
                 "title": title,
@@ -166,7 +170,7 @@ def _charts(path: Path, most: int, keys: Sequence[str]) -> list[dict[str, Any]]:
                 "last": values[-1],
                 "share": share,
                 "healthy": metric.low <= values[-1] <= metric.high,
-                "drawing": line_chart(steps, values, label=f"{title} over {len(steps)} steps ({key})", share=share),
+                "drawing": line_chart(steps, values, label=label, share=share, wide=most < 3),
             }
         )
     return charts
@@ -200,12 +204,12 @@ def _measures(arena: Mapping[str, Any]) -> list[dict[str, Any]]:
         reach = max(abs(delta["low"]), abs(delta["high"]), 1e-9) * 1.1 if delta else None
         rows.append(
             {
-                "name": name.replace("_", " "),
+                "name": _title(name),
                 "rewarded": name not in unrewarded,
                 "cells": [arena["measures"].get(player, {}).get(name) for player in arena["players"]],
                 "delta": delta,
                 "reach": reach,
-                "clear": delta is not None and (delta["low"] > 0 or delta["high"] < 0),
+                "excludes_zero": delta is not None and (delta["low"] > 0 or delta["high"] < 0),
             }
         )
     return rows
@@ -269,12 +273,6 @@ def _read_lines(path: Path) -> list[Any]:
         raise DataError(f"{path} has a line that is not JSON ({e.msg}); restore it or run the round again") from None
 
 
-def _get(table: Any, *keys: str, default: Any = None) -> Any:
-    for key in keys:
-        table = table.get(key) if isinstance(table, dict) else None
-    return default if table is None else table
-
-
 def _printable(text: str) -> str:
     """Control characters become visible pictures (U+2400...), so that none is lost or acts."""
     return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
@@ -322,6 +320,12 @@ def format_bytes(value: float) -> str:
     return f"{format_number(value / 1e9)} GB" if value >= 1e9 else f"{format_number(value / 1e6)} MB"
 
 
+def _title(name: str) -> str:
+    """A key as a heading: `reference_f1` is Reference F1, `truncated_frac` is Truncated share."""
+    words = [{"kl": "KL", "f1": "F1", "frac": "share"}.get(word, word) for word in name.split("_")]
+    return words[0][:1].upper() + " ".join(words)[1:]
+
+
 def _place(value: float, low: float, high: float) -> str:
     """Where `value` lies on an axis from `low` to `high`, in percent, for a style attribute."""
     return f"{min(max((value - low) / (high - low), 0.0), 1.0):.2%}"
@@ -334,6 +338,9 @@ _FILTERS: Mapping[str, Callable[..., str]] = {
     "duration": format_duration,
     "bytes": format_bytes,
     "count": format_count,
+    "sentence": lambda text: text[:1].upper() + text[1:],
+    "title": _title,
+    "utility": lambda value: "\u2013" if value is None else f"{value:+.2f}".replace("-", "\u2212"),
     "place": _place,
     "width": lambda low, high, span_low, span_high: f"{(high - low) / (span_high - span_low):.2%}",
     "short": lambda digest: digest[:12],

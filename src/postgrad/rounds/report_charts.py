@@ -16,7 +16,9 @@ from matplotlib.ticker import MaxNLocator
 # Matplotlib wants colours, the page has themes: each stand-in becomes a CSS variable in the finished drawing.
 ACCENT, MUTED, GRID = "#aa0001", "#aa0002", "#aa0003"
 _VARIABLES: Mapping[str, str] = {ACCENT: "var(--accent)", MUTED: "var(--muted)", GRID: "var(--line)"}
-_WIDTH, _HEIGHT = 4.9, 2.35  # inches, at 72 units an inch
+# Inches, at 72 units an inch: about the size at which the page shows them, so that their text has the page's size.
+_NARROW, _WIDE = (4.4, 2.35), (7.0, 2.9)
+_TEXT = 11
 _CLEANUPS = (
     (r"<!--.*?-->\n?", ""),
     (r"<style.*?</style>", ""),  # it would style the whole page
@@ -27,7 +29,7 @@ _CLEANUPS = (
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, share: bool = False) -> Markup:
+def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, share: bool, wide: bool) -> Markup:
     """One quantity over the steps of a stage.
 
     Args:
@@ -35,8 +37,9 @@ def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, s
         values: one a step.
         label: what a screen reader says.
         share: the quantity lies in [0, 1] and is shown in percent.
+        wide: two charts share the page's width, rather than three.
     """
-    figure, axes = _canvas(_HEIGHT)
+    figure, axes = _canvas(_WIDE if wide else _NARROW)
     window = max(1, len(values) // 15) if len(values) > 30 else 1
     if window > 1:
         axes.plot(steps, values, color=ACCENT, linewidth=1, alpha=0.3)
@@ -50,7 +53,7 @@ def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, s
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.set_xlabel("step", color=MUTED, fontsize=9.5, loc="right", labelpad=1)
+    axes.set_xlabel("step", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
     return _svg(figure, label)
 
 
@@ -59,7 +62,7 @@ def reliability_chart(calibration: Sequence[Mapping[str, Any]]) -> Markup:
 
     Source: reliability diagrams, Guo et al. 2017, arXiv 1706.04599, section 2.
     """
-    figure, axes = _canvas(4.6)
+    figure, axes = _canvas((7.0, 6.2))
     rows = [row for row in calibration if row["n"] > 0]
     predicted = [row["predicted"] for row in rows]
     observed = [row["observed"] for row in rows]
@@ -73,20 +76,20 @@ def reliability_chart(calibration: Sequence[Mapping[str, Any]]) -> Markup:
         axis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.set_xlim(low, 1.04)
     axes.set_ylim(low, 1.04)
-    axes.set_xlabel("predicted", color=MUTED, fontsize=9.5, loc="right", labelpad=1)
-    axes.set_title("observed", color=MUTED, fontsize=9.5, loc="left", pad=6)
+    axes.set_xlabel("predicted", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
+    axes.set_title("observed", color=MUTED, fontsize=_TEXT, loc="left", pad=6)
     return _svg(figure, "Reliability of the reward model: observed against predicted preference")
 
 
-def _canvas(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
+def _canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.grid(axis="y", color=GRID, linewidth=1)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(GRID)
-    axes.tick_params(length=0, labelsize=9.5, labelcolor=MUTED, pad=5)
+    axes.tick_params(length=0, labelsize=_TEXT, labelcolor=MUTED, pad=5)
     return figure, axes
 
 

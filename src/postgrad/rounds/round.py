@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import postgrad
 from postgrad.config import Recipe
 from postgrad.db.engine import sqlite_url
+from postgrad.errors import PostgradError
 from postgrad.feedback.store import LabelStore
 from postgrad.gates.release import ReleasePointer
 from postgrad.methods.sft import Progress
 from postgrad.rounds.context import Context, write_json
 from postgrad.rounds.judge import arena_stage, gate_stage
-from postgrad.rounds.manifest import Manifest, Stage, find_or_create_round
+from postgrad.rounds.manifest import STAGES, Manifest, Stage, find_or_create_round
 from postgrad.rounds.stages import (
     labels_stage,
     prompts_stage,
@@ -24,7 +26,7 @@ from postgrad.rounds.stages import (
     samples_stage,
     sft_stage,
 )
-from postgrad.run import WorkspaceLock, sha256_file, sha256_tree
+from postgrad.run import WorkspaceLock, disk_errors, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 
@@ -86,9 +88,15 @@ def run_round(
             ]
             for name, reads, run in work:
                 inputs = common | {stage: manifest.digest(stage) for stage in reads}
-                with manifest.stage(name, inputs=inputs) as stage:
-                    if stage.todo:
-                        announce(name)
-                        run(ctx, stage)
+                try:
+                    with manifest.stage(name, inputs=inputs) as stage, disk_errors(stage.directory):
+                        if stage.todo:
+                            announce(name)
+                            run(ctx, stage)
+                except PostgradError:
+                    if [(s.name, s.status) for s in manifest.record.stages] == [(STAGES[0], "failed")]:
+                        # Refused before anything was made of it: no round is left behind.
+                        shutil.rmtree(manifest.directory)
+                    raise
             manifest.finish()
     return manifest

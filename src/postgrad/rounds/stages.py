@@ -11,7 +11,6 @@ from postgrad.data.mixture import Mixture, split_of
 from postgrad.errors import DataError
 from postgrad.evals.calibration import pair_calibration
 from postgrad.feedback.agreement import label_summary
-from postgrad.feedback.raters import make_pool
 from postgrad.feedback.records import Judged, Sample, Submission
 from postgrad.feedback.utility import utility
 from postgrad.graders.reward_model import RewardModelGrader
@@ -32,17 +31,20 @@ from postgrad.protocols import Algorithm, Policy
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import (
     Context,
-    check_prompts,
+    check_rows,
     completions,
     demonstration,
     last_user_text,
     measure,
+    rater_pool,
     read_splits,
     sample_all,
+    weights_sha256,
     write_lines,
 )
 from postgrad.rounds.manifest import Stage
 from postgrad.run import RunDirectory
+from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
 from postgrad.types import Example, SamplingParams
 
@@ -53,11 +55,9 @@ NUM_CANARIES = 8
 def prompts_stage(ctx: Context, stage: Stage) -> None:
     """Check every row before anything is made of it, and put the prompts into the store."""
     splits = read_splits(ctx.source, ctx.recipe.data.system)
-    context = ctx.load("initial").context
-    every = [example for rows in splits.values() for example in rows]
-    check_prompts(ctx, every, ctx.recipe.rl.max_tokens, context)
+    check_rows(ctx, splits, ctx.load("initial").context)
     ctx.store.add_round(ctx.round_id, recipe=ctx.recipe.name)
-    ctx.store.add_prompts(every)
+    ctx.store.add_prompts(example for rows in splits.values() for example in rows)
     write_lines(
         stage.directory / "prompts.jsonl",
         (
@@ -74,12 +74,16 @@ def sft_stage(ctx: Context, stage: Stage) -> None:
     cfg = ctx.recipe.sft
     examples = read_splits(ctx.source, ctx.recipe.data.system)["sft"][: cfg.num_examples]
     rows = [ctx.renderer.render_example(demonstration(e)) for e in examples]
+    write_lines(
+        stage.directory / "examples.jsonl", ({"id": e.id, "prompt": last_user_text(e.prompt)} for e in examples)
+    )
     run = RunDirectory(stage.directory, _seed(ctx, "sft"))
     torch.manual_seed(run.seed(0, "init"))
     model = ctx.load("initial", lora_rank=ctx.recipe.model.lora_rank)
     trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
     train_sft(trainer, rows, cfg, run, ctx.bar("learning from demonstrations"))
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
+    forget_checkpoints(run)
     losses = [row["loss/nll"] for row in run.read_metrics()]
     stage.add_tokens(trained=trainer.trained_tokens)
     stage.policy_version = trainer.version
@@ -94,6 +98,7 @@ def samples_stage(ctx: Context, stage: Stage) -> None:
     version = ctx.manifest.find("sft").policy_version or 0  # type: ignore[union-attr]
     engine = ctx.engine(ctx.load("sft"), version=version)
     seed = _seed(ctx, "samples")
+    checkpoint = weights_sha256(ctx.policy_directory("sft"))
     groups = asyncio.run(
         sample_all(
             ctx,
@@ -110,7 +115,7 @@ def samples_stage(ctx: Context, stage: Stage) -> None:
             prompt_id=group.example.id,
             round_id=ctx.round_id,
             stage="sft",
-            checkpoint=ctx.manifest.digest("sft"),
+            checkpoint=checkpoint,
             policy_version=completion.policy_version,
             params=params,
             seed=request_seed(seed, group.example.id, i),
@@ -147,14 +152,7 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
         examples = {e.id: e for e in _labelled_examples(ctx)}
         by_id = {s.id: s for answers in by_prompt.values() for s in answers}
         utilities = {i: utility(measure(examples[s.prompt_id], s.text, s.finish_reason)) for i, s in by_id.items()}
-        pool = make_pool(
-            cfg.num_raters,
-            seed=_seed(ctx, "raters"),
-            temperature=cfg.rater_temperature,
-            careless_frac=cfg.careless_frac,
-            prefix="train",
-        )
-        ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
+        pool = rater_pool(ctx, cfg.num_raters, "train")
         submissions = []
         for n, comparison in enumerate(ctx.store.comparisons(purpose="train", round_id=ctx.round_id)):
             first, second = (by_id[i] for i in comparison.sources)
@@ -186,9 +184,8 @@ def reward_stage(ctx: Context, stage: Stage) -> None:
     train_reward_model(trainer, training, cfg, run, ctx.bar("training the reward model"))
     answers = [answer for group in training for answer in group.answers]
     standardise(model, answers)
-    save_reward_model(
-        model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=answers[:NUM_CANARIES]
-    )
+    save_reward_model(model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=answers[:NUM_CANARIES])
+    forget_checkpoints(run)
     lengths = [
         float(len(g.answers[v.worse]) - len(g.answers[v.better])) for g in validation for v in g.verdicts if not v.tie
     ]
@@ -212,9 +209,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     heads = ("value",) if cfg.algorithm == "ppo" else ()
     model = ctx.load("sft", heads=heads, lora_rank=ctx.recipe.model.lora_rank)
     tokens = ctx.recipe.batch_tokens
-    trainer = LocalTrainer(
-        model, batch_tokens=tokens, temperature=cfg.temperature, dump=stage.directory / "diverged"
-    )
+    trainer = LocalTrainer(model, batch_tokens=tokens, temperature=cfg.temperature, dump=stage.directory / "diverged")
     shared = ctx.recipe.model.lora_rank > 0
     reference: Policy = FrozenPolicy(
         model if shared else ctx.load("sft"), batch_tokens=tokens, temperature=cfg.temperature, adapter_off=shared
@@ -248,6 +243,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
         )
     )
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
+    forget_checkpoints(run)
     rows = run.read_metrics()
     generated = sum(row["rollout/completion_tokens"] for row in rows) * cfg.prompts_per_step * cfg.group_size
     stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
@@ -285,9 +281,20 @@ def _ranked(ctx: Context) -> tuple[list[Ranked], list[Ranked]]:
         answers = tuple((*prompt, *samples[source].token_ids) for source in sources)
         part = split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
         parts[part].append(Ranked(len(prompt), answers, tuple(verdicts)))
-    if not parts["train"] or not parts["validation"]:
-        raise DataError("too few labelled prompts to train and to check a reward model; label more of them")
+    for needy, rich in (("validation", "train"), ("train", "validation")):
+        spare = _decided(parts[rich])
+        if not _decided(parts[needy]) and len(spare) > 1:
+            parts[rich].remove(spare[-1])
+            parts[needy].append(spare[-1])
+        if not _decided(parts[needy]):
+            raise DataError(
+                "too few prompts with a preference that is no tie to train and to check a reward model; label more"
+            )
     return parts["train"], parts["validation"]
+
+
+def _decided(ranked: list[Ranked]) -> list[Ranked]:
+    return [group for group in ranked if not all(v.tie for v in group.verdicts)]
 
 
 def _label_row(judged: Judged) -> dict[str, object]:

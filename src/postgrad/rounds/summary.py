@@ -31,8 +31,11 @@ class Bars:
         self._console.print(f"[bold]{STAGES.index(stage) + 1}/{len(STAGES)}[/] {stage}")
 
     def open(self, title: str) -> Report:
-        """A bar that pulses until the first step says how many there are."""
+        """A bar that pulses until the first step says how many there are; its title alone where nobody watches."""
         self.stop()
+        if not self._console.is_terminal:
+            self._console.print(f"   {title}", highlight=False)
+            return lambda done, total: None
         live = Progress(
             TextColumn("   {task.description}"),
             BarColumn(bar_width=24),
@@ -71,7 +74,10 @@ def _stages(manifest: Manifest) -> Table:
     for stage in manifest.record.stages:
         tokens = stage.tokens.generated + stage.tokens.trained + stage.tokens.scored
         table.add_row(
-            stage.name, f"{stage.seconds:.0f} s", f"{tokens:,}" if tokens else "", f"{stage.peak_memory_bytes / 1e9:.1f} GB"
+            stage.name,
+            f"{stage.seconds:.0f} s",
+            f"{tokens:,}" if tokens else "",
+            f"{stage.peak_memory_bytes / 1e9:.1f} GB",
         )
     seconds = sum(stage.seconds for stage in manifest.record.stages)
     peak = max(stage.peak_memory_bytes for stage in manifest.record.stages)
@@ -83,8 +89,8 @@ def _stages(manifest: Manifest) -> Table:
 def _players(arena: dict[str, Any]) -> Table:
     table = Table(title="arena: held-out prompts, simulated raters", title_justify="left")
     table.add_column("policy")
-    for name in ("Elo", "95% interval", "tokens", "cut off", "constraints met", "F1 with reference*"):
-        table.add_column(name, justify="right")
+    for name in ("Elo", "95% interval", "tokens", "cut off", "constraints\nmet", "F1 with\nreference*"):
+        table.add_column(name, justify="right", no_wrap=True)
     for player, row in arena["players"].items():
         measures = arena["measures"][player]
         table.add_row(
@@ -97,11 +103,17 @@ def _players(arena: dict[str, Any]) -> Table:
             _share(measures.get("reference_f1")),
         )
     table.caption = "* in no reward"
+    table.caption_justify = "left"
     return table
 
 
 def _matches(arena: dict[str, Any], gate: dict[str, Any]) -> Table:
-    table = Table(title=f"verdict: {gate['verdict']}", title_justify="left", caption="; ".join(gate["reasons"]))
+    table = Table(
+        title=f"verdict: {gate['verdict']}",
+        title_justify="left",
+        caption="; ".join(gate["reasons"]),
+        caption_justify="left",
+    )
     table.add_column("match")
     for name in ("win / tie / loss", "win rate", "95% interval"):
         table.add_column(name, justify="right")

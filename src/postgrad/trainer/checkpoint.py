@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from postgrad.protocols import Trainer
-from postgrad.run import disk_errors
+from postgrad.run import RunDirectory, disk_errors
 
 
 def save_checkpoint(trainer: Trainer, directory: Path, step: int) -> None:
@@ -33,8 +33,22 @@ def save_checkpoint(trainer: Trainer, directory: Path, step: int) -> None:
 
 def load_checkpoint(trainer: Trainer, directory: Path) -> int:
     """Load the newest checkpoint, if there is one; returns the number of steps it stands for."""
-    newest = max(directory.glob("step-*"), default=None)
+    newest = max(directory.glob("step-*"), key=_step, default=None)
     if newest is None:
         return 0
     trainer.load(newest)
-    return int(newest.name.removeprefix("step-"))
+    return _step(newest)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def forget_checkpoints(run: RunDirectory) -> None:
+    """The run is finished and its result saved: the optimizer's state, twice the model's size, is of no more use."""
+    shutil.rmtree(checkpoint_directory(run), ignore_errors=True)
+
+
+def checkpoint_directory(run: RunDirectory) -> Path:
+    """Not among a stage's outputs."""
+    return run.path / "checkpoints"

@@ -6,6 +6,7 @@ the losses counted; so one batch of eight, eight of one, packed or padded, all t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,8 +21,11 @@ from postgrad.errors import DataError, TrainingDiverged
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Loss, PolicyOutput, Weights
 
-# Adam as in Kingma and Ba 2015 with the epsilon of Huang et al. 2022 for PPO; no weight decay.
+# A second-moment memory of twenty updates suits runs of a few dozen; what is pulled back is pulled by KL, not decay.
 ADAM = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+
+HEADS_RATE = 10.0
+"""A fresh scalar head learns this much faster than the trained trunk under it."""
 
 
 class HasBatch(Protocol):
@@ -61,7 +65,14 @@ class LocalTrainer:
         self._dump = dump
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert self._trainable, "nothing to train"
-        self._optimizer = torch.optim.AdamW(self._trainable.values(), lr=0.0, fused=True, **ADAM)  # type: ignore[arg-type]
+        heads = [p for name, p in self._trainable.items() if name.startswith("heads.")]
+        trunk = [p for name, p in self._trainable.items() if not name.startswith("heads.")]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": trunk, "rate": 1.0}, {"params": heads, "rate": HEADS_RATE}],
+            lr=0.0,
+            fused=True,
+            **ADAM,  # type: ignore[arg-type]
+        )
         self._count = 0.0
         self._seen: list[Batch] = []
         self._initial = {name: _fingerprint(p) for name, p in self._trainable.items()}
@@ -81,8 +92,11 @@ class LocalTrainer:
         return self.accumulate(parts, lambda part: loss(part, self._output(part)))
 
     def accumulate(self, parts: Iterable[Part], loss: Callable[[Part], Loss]) -> dict[str, float]:
-        """As `forward_backward`, for a loss that runs the model itself and knows what must stay together."""
-        self.model.train()
+        """As `forward_backward`, for a loss that runs the model itself and knows what must stay together.
+
+        Dropout stays off, or the policy that learns would not be the one that sampled.
+        """
+        self.model.eval()
         sums: dict[str, float] = {}
         count = 0.0
         for part in parts:
@@ -112,7 +126,7 @@ class LocalTrainer:
         if not torch.isfinite(norm):
             self._diverged(f"the gradient norm is {norm.item()}")
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._count, self._seen = 0.0, []
@@ -150,7 +164,7 @@ class LocalTrainer:
             for name, p in self._trainable.items():
                 p.copy_(tensors[f"model.{name}"])
                 self._optimizer.state[p] = {
-                    key: tensors[f"{key}.{name}"].to(p.device if key != "step" else "cpu")
+                    key: tensors[f"{key}.{name}"].to(p.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in tensors
                 }
@@ -158,13 +172,17 @@ class LocalTrainer:
         self.version, self.trained_tokens = state["version"], state["trained_tokens"]
 
     def _output(self, batch: Batch) -> PolicyOutput:
-        return PolicyOutput(*self.model.token_outputs(batch.input_ids, batch.lengths, batch.loss_mask, temperature=self._temperature))
+        return PolicyOutput(
+            *self.model.token_outputs(batch.input_ids, batch.lengths, batch.loss_mask, temperature=self._temperature)
+        )
 
     def _assert_everything_moved(self) -> None:
         """A frozen tensor looks like a normal loss and a normal gradient norm; only its bits tell."""
         still = [name for name, p in self._trainable.items() if _fingerprint(p) == self._initial[name]]
         if still:
-            raise TrainingDiverged(f"{len(still)} trainable tensors did not change in two updates, such as {still[0]!r}")
+            raise TrainingDiverged(
+                f"{len(still)} trainable tensors did not change in two updates, such as {still[0]!r}"
+            )
 
     def _diverged(self, what: str) -> None:
         where = ""
@@ -173,7 +191,9 @@ class LocalTrainer:
             for i, batch in enumerate(self._seen):
                 fields = {"input_ids": batch.input_ids, "lengths": batch.lengths, "loss_mask": batch.loss_mask}
                 extra = {k: getattr(batch, k) for k in ("advantages", "returns", "old_logprobs", "rewards")}
-                save_file(fields | {k: v for k, v in extra.items() if v is not None}, self._dump / f"batch-{i}.safetensors")
+                save_file(
+                    fields | {k: v for k, v in extra.items() if v is not None}, self._dump / f"batch-{i}.safetensors"
+                )
             where = f"; its batch is in {str(self._dump)!r}"
         raise TrainingDiverged(f"update {self.version + 1}: {what}{where}; lower the learning rate")
 
@@ -199,7 +219,7 @@ class FrozenPolicy:
         self._model.eval()
         if not self._adapter_off:
             return _evaluate(self._model, batch, self.batch_tokens, self._temperature)
-        with self._model.lm.disable_adapter():  # type: ignore[operator]
+        with self._model.adapter.disable_adapter():
             return _evaluate(self._model, batch, self.batch_tokens, self._temperature)
 
 
@@ -216,5 +236,7 @@ def _evaluate(model: PolicyModel, batch: Batch, batch_tokens: int, temperature: 
     return PolicyOutput(logprobs, entropy, values if has_values else None)
 
 
-def _fingerprint(tensor: torch.Tensor) -> str:
-    return str(torch.hash_tensor(tensor.detach()).item())
+def _fingerprint(tensor: torch.Tensor) -> bytes:
+    """Of every bit and its place: `torch.hash_tensor` xors, so elements that change alike in pairs cancel out."""
+    bits = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(bits.tobytes()).digest()

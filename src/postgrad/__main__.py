@@ -1,0 +1,5 @@
+"""`python -m postgrad` is `postgrad`."""
+
+from postgrad.cli import main
+
+main()
