@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,14 +46,12 @@ def quickstart(
     set_: Set = None,
 ) -> None:
     """Take the default model through one whole round, on two CPU cores, in minutes."""
-    from postgrad.recipes import quickstart_recipe_path
-
-    _run(quickstart_recipe_path(), workspace, (f"seed={seed}", *(set_ or ())), me=me)
+    _run("quickstart", workspace, (f"seed={seed}", *(set_ or ())), me=me)
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe.")],
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a packaged recipe: quickstart, grpo-lora.")],
     workspace: Workspace = DEFAULT_WORKSPACE,
     me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
     set_: Set = None,
@@ -187,7 +186,7 @@ def models_list() -> None:
 def main() -> None:
     """Run a command; a user's mistake is one sentence and exit code 2, never a traceback."""
     try:
-        app()
+        app(prog_name="postgrad")
     except PostgradError as e:
         message = " ".join(str(e).split())
     except OSError as e:
@@ -198,14 +197,17 @@ def main() -> None:
     sys.exit(2)
 
 
-def _run(recipe_path: Path, workspace: Path, overrides: tuple[str, ...], *, me: bool) -> None:
+def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: bool) -> None:
     from postgrad.config import load_recipe
     from postgrad.models.pull import resolve
+    from postgrad.recipes import recipe_path
 
-    recipe = load_recipe(recipe_path, (*(ASKING if me else ()), *overrides))
+    path = recipe_path(recipe_name)
+    recipe = load_recipe(path, (*(ASKING if me else ()), *overrides))
     initial = resolve(recipe.model.name)
-    source = _source(recipe.data.source, recipe_path)
+    source = _source(recipe.data.source, path)
     console = _console()
+    _interrupt_at_once()
     try:
         with console.status("starting"):
             from postgrad.rounds.round import run_round
@@ -233,15 +235,25 @@ def _run(recipe_path: Path, workspace: Path, overrides: tuple[str, ...], *, me: 
     console.print(f"      postgrad {talk}", soft_wrap=True, highlight=False)
 
 
-def _source(source: str, recipe_path: Path) -> Path:
+def _interrupt_at_once() -> None:
+    """Ctrl-C cuts a training step short: asyncio's own handler would wait for the end of it."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _source(source: str, recipe: Path) -> Path:
     from postgrad.errors import ConfigError
     from postgrad.recipes import quickstart_data_path
 
     if source == "quickstart":
         return quickstart_data_path()
-    path = recipe_path.parent / source
+    path = recipe.parent / source
     if not path.is_file():
-        raise ConfigError(f"'data.source' = {source!r} in {str(recipe_path)!r}: {str(path)!r} does not exist")
+        raise ConfigError(f"'data.source' = {source!r} in {str(recipe)!r}: {str(path)!r} does not exist")
     return path
 
 

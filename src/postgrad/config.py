@@ -23,6 +23,8 @@ class ModelConfig(_Section):
     """A packaged name, a local directory, a GGUF file or a hub id."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """0 trains all weights."""
+    gradient_checkpointing: bool = False
+    """Compute each layer twice and keep none of its activations: less memory, a third more time."""
 
 
 class DataConfig(_Section):
@@ -54,6 +56,8 @@ class RewardConfig(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     train_layers: Annotated[int, Field(ge=0)] = 0
     """Topmost layers that learn; 0 trains all of them."""
+    margin_per_grade: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the margin that "clearly" and "much better" have to win by, once and twice."""
     min_accuracy: Share = 0.55
 
 

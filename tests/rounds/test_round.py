@@ -109,7 +109,6 @@ def test_an_arena_answer_leads_to_its_round_policy_version_weights_and_sampling(
     assert len(judged) > 10 * 3 * 3 * 2
     for j in judged:
         assert j.round_id == "0001-tiny"
-        assert j.rater_id.startswith(j.purpose) if hasattr(j, "rater_id") else True
         for source, stage, text in zip(j.comparison.sources, j.stages, j.comparison.answers, strict=True):
             sample = samples[source]
             assert (sample.stage, sample.round_id, sample.prompt_id) == (stage, "0001-tiny", j.prompt_id)
@@ -184,6 +183,7 @@ def test_kill_9_at_any_moment_changes_nothing_about_the_end(tmp_path: Path, tiny
     with start("run", recipe, "--workspace", tmp_path / "whole") as whole:
         assert whole.wait() == 0
     dice = random.Random(1)
+    checkpoints = tmp_path / "killed/rounds/0001-tiny/stages/rl/checkpoints"
     killed = []
     for announced in ("2/8 sft", "4/8 labels", "6/8 rl", "7/8 arena"):
         with start("run", recipe, "--workspace", tmp_path / "killed") as victim:
@@ -191,11 +191,9 @@ def test_kill_9_at_any_moment_changes_nothing_about_the_end(tmp_path: Path, tiny
             for line in victim.stdout:
                 if announced in line:
                     break
-            if announced == "6/8 rl":
-                checkpoint = tmp_path / "killed/rounds/0001-tiny/stages/rl/checkpoints/step-0002"
-                while not checkpoint.exists():
-                    time.sleep(0.002)
-            time.sleep(dice.uniform(0, 0.15))
+            while announced == "6/8 rl" and not list(checkpoints.glob("step-*")) and victim.poll() is None:
+                time.sleep(0.002)
+            time.sleep(dice.uniform(0, 0.1))
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.wait())
     assert killed == [-signal.SIGKILL] * 4

@@ -28,6 +28,8 @@ class Verdict(NamedTuple):
     worse: int
     tie: bool = False
     weight: float = 1.0
+    margin: float = 0.0
+    """By how much the better answer has to win; larger for graver preferences (Touvron et al. 2023, eq. 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,33 +87,36 @@ def freeze_below(model: PolicyModel, train_layers: int) -> None:
 
 
 @torch.no_grad()
-def standardise(model: PolicyModel, sequences: Sequence[Sequence[int]]) -> None:
-    """Fold a shift and a scale into the reward head, so that these sequences score 0 on average, with deviation 1."""
-    rewards = torch.tensor(score(model, sequences))
-    head = model.heads["reward"]
-    assert isinstance(head, torch.nn.Linear)
-    scale = 1 / rewards.std().clamp_min(1e-6)
-    head.weight.mul_(scale)
-    head.bias.sub_(rewards.mean()).mul_(scale)
-
-
-@torch.no_grad()
-def score(model: PolicyModel, sequences: Sequence[Sequence[int]], *, at_once: int = 16) -> list[float]:
-    """The reward of each token sequence."""
+def score(model: PolicyModel, ranked: Sequence[Ranked], progress: Progress) -> list[list[float]]:
+    """The reward of every answer, by prompt."""
     model.eval()
-    rewards: list[float] = []
-    for start in range(0, len(sequences), at_once):
-        rewards += model.sequence_rewards(*pad(sequences[start : start + at_once])).tolist()
+    rewards: list[list[float]] = []
+    for group in ranked:
+        prefixes = torch.full((len(group.answers),), group.prompt_length)
+        rewards.append(model.sequence_rewards(*pad(group.answers), prefix_lengths_B=prefixes).tolist())
+        progress(len(rewards), len(ranked))
     return rewards
 
 
-def margins(model: PolicyModel, ranked: Sequence[Ranked]) -> list[float]:
+@torch.no_grad()
+def standardise(model: PolicyModel, rewards: Sequence[float]) -> None:
+    """Fold a shift and a scale into the reward head, so that these rewards become 0 on average, with deviation 1."""
+    given = torch.tensor(rewards)
+    head = model.heads["reward"]
+    assert isinstance(head, torch.nn.Linear)
+    scale = 1 / given.std().clamp_min(1e-6)
+    head.weight.mul_(scale)
+    head.bias.sub_(given.mean()).mul_(scale)
+
+
+def margins(ranked: Sequence[Ranked], rewards: Sequence[Sequence[float]]) -> list[float]:
     """Reward of the better answer minus reward of the worse, for every verdict that is not a tie."""
-    found = []
-    for group in ranked:
-        rewards = score(model, group.answers)
-        found += [rewards[v.better] - rewards[v.worse] for v in group.verdicts if not v.tie]
-    return found
+    return [
+        given[v.better] - given[v.worse]
+        for group, given in zip(ranked, rewards, strict=True)
+        for v in group.verdicts
+        if not v.tie
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,7 @@ class _Part:
     worse: torch.Tensor  # [P] int64
     tie: torch.Tensor  # [P] bool
     weight: torch.Tensor  # [P] float32
+    margin: torch.Tensor  # [P] float32
 
 
 def _parts(ranked: Sequence[Ranked], max_tokens: int) -> Iterator[_Part]:
@@ -141,17 +147,21 @@ def _parts(ranked: Sequence[Ranked], max_tokens: int) -> Iterator[_Part]:
 
 def _collate(ranked: Sequence[Ranked]) -> _Part:
     input_ids, lengths = pad([answer for group in ranked for answer in group.answers])
-    rows: list[tuple[int, int, bool, float]] = []
+    rows: list[tuple[int, int, bool, float, float]] = []
     first = 0
     for group in ranked:
-        rows += [(first + v.better, first + v.worse, v.tie, v.weight) for v in group.verdicts]
+        rows += [(first + v.better, first + v.worse, v.tie, v.weight, v.margin) for v in group.verdicts]
         first += len(group.answers)
-    better, worse, tie, weight = (torch.tensor(column) for column in zip(*rows, strict=True))
+    better, worse, tie, weight, margin = (torch.tensor(column) for column in zip(*rows, strict=True))
     batch = Batch(input_ids, lengths, torch.zeros_like(input_ids, dtype=torch.bool))
     prefixes = torch.tensor([group.prompt_length for group in ranked for _ in group.answers])
-    return _Part(batch, prefixes, better, worse, tie, weight)
+    return _Part(batch, prefixes, better, worse, tie, weight, margin)
 
 
 def _loss(model: PolicyModel, part: _Part) -> Loss:
     rewards = model.sequence_rewards(part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths)
-    return Loss(*bradley_terry_loss(rewards[part.better], rewards[part.worse], weight=part.weight, tie=part.tie))
+    return Loss(
+        *bradley_terry_loss(
+            rewards[part.better], rewards[part.worse], margin=part.margin, weight=part.weight, tie=part.tie
+        )
+    )

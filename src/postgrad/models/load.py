@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,31 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from postgrad.errors import DataError
 from postgrad.models.policy import PolicyModel
 from postgrad.ops.packing import pad
+from postgrad.text.template import Renderer
+from postgrad.text.tokenizer import load_tokenizer
 
 CANARY_TOLERANCE = 1e-3
 """Rounding moves a score by 1e-5; another head, or none, by far more."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 # Every linear layer of the blocks: Schulman et al. 2025, "LoRA Without Regret".
 _LORA = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM"}
 
 
-def load_policy(directory: Path, *, heads: tuple[str, ...] = (), lora_rank: int = 0) -> PolicyModel:
+def load_policy(
+    directory: Path, *, heads: tuple[str, ...] = (), lora_rank: int = 0, gradient_checkpointing: bool = False
+) -> PolicyModel:
     """A model directory, with the heads stored beside it, or fresh ones from the current random state.
 
     Args:
-        directory: as `save_policy` or `save_pretrained` wrote it; an adapter is loaded on top of its base.
+        directory: as `save_policy` or `save_pretrained` wrote it.
         heads: scalar heads wanted, out of "value" and "reward".
         lora_rank: > 0 freezes the weights and adds a fresh adapter of this rank.
+        gradient_checkpointing: recompute every layer in the backward pass.
 
     Raises:
         DataError: not a model directory, or one that cannot be read.
@@ -48,22 +52,33 @@ def load_policy(directory: Path, *, heads: tuple[str, ...] = (), lora_rank: int 
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise DataError(
-            f"model {str(directory)!r} cannot be read ({reason}); copy it again, or pull it again if it was pulled"
-        ) from None
+        raise _unreadable(directory, e) from None
     if missing := sorted(loaded["missing_keys"]):
         raise DataError(
             f"model {str(directory)!r} has no weights for {missing[0]!r} and {len(missing) - 1} more tensors; "
             "copy it again from where it was saved"
         )
-    adapter = get_peft_model(lm, LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, **_LORA)) if lora_rank else None
-    model = PolicyModel(lm, heads=heads, adapter=adapter)
+    if gradient_checkpointing:
+        lm.activation_checkpointing_enable()
+    model = PolicyModel(lm, heads=heads, adapter=_adapter(lm, lora_rank) if lora_rank else None)
     stored = directory / "heads.safetensors"
     if heads and stored.exists():
         tensors = load_file(stored)
         model.heads.load_state_dict({k: v for k, v in tensors.items() if k.split(".")[0] in heads}, strict=False)
     return model
+
+
+def context_length(directory: Path) -> int:
+    """Most tokens that the model reads; no weights are loaded.
+
+    Raises:
+        DataError: its configuration cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise _unreadable(directory, e) from None
+    return int(config.get_text_config().max_position_embeddings)
 
 
 def save_policy(model: PolicyModel, directory: Path, *, tokenizer_from: Path) -> None:
@@ -76,9 +91,10 @@ def save_policy(model: PolicyModel, directory: Path, *, tokenizer_from: Path) ->
         copy.deepcopy(model.adapter).merge_and_unload().save_pretrained(directory)
     if len(model.heads):
         save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, directory / "heads.safetensors")
-    for name in _TOKENIZER_FILES:
-        if (tokenizer_from / name).exists():
-            shutil.copyfile(tokenizer_from / name, directory / name)
+    tokenizer = load_tokenizer(tokenizer_from)
+    # A base model without a template was trained with the built-in one: whoever loads it next needs the same.
+    tokenizer.chat_template = Renderer(tokenizer).template
+    tokenizer.save_pretrained(directory)
 
 
 def save_reward_model(
@@ -110,6 +126,20 @@ def load_reward_model(directory: Path) -> PolicyModel:
                 f"{row['reward']:.4f} when it was saved; its weights are damaged, train it again"
             )
     return model
+
+
+def _adapter(lm: Any, rank: int) -> Any:
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute under its old name.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(lm, LoraConfig(r=rank, lora_alpha=2 * rank, **_LORA))
+
+
+def _unreadable(directory: Path, error: Exception) -> DataError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"model {str(directory)!r} cannot be read ({reason}); copy it again, or pull it again if it was pulled"
+    )
 
 
 @torch.no_grad()

@@ -62,12 +62,31 @@ class PolicyModel(nn.Module):
     def context(self) -> int:
         return int(self.lm.config.get_text_config().max_position_embeddings)  # type: ignore[operator, union-attr]
 
+    def layer_masks(
+        self, seen: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The attention mask as the body takes it: transformers adds no sliding window to a mask that it is given.
+
+        Args:
+            seen: [R, 1, Q, K] bool, which keys the queries may see.
+            query_positions: [R, Q], each token's place in its own sequence.
+            key_positions: [R, K], or [1, K].
+        """
+        config: Any = self.lm.config.get_text_config()  # type: ignore[operator, union-attr]
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if window is None or (kinds and "sliding_attention" not in kinds):
+            return seen
+        near = seen & (query_positions[:, None, :, None] - key_positions[:, None, None, :] < window)
+        return {"full_attention": seen, "sliding_attention": near} if kinds else near
+
     def states(self, packed: Packed) -> torch.Tensor:
         """Last hidden states of packed tokens, [R * L, D]."""
+        positions = packed.position_ids_RL
         out = self.body(
             input_ids=packed.input_ids_RL,
-            attention_mask=packed.attention_mask,
-            position_ids=packed.position_ids_RL,
+            attention_mask=self.layer_masks(packed.attention_mask, positions, positions),
+            position_ids=positions,
             use_cache=False,
         )
         states: torch.Tensor = out.last_hidden_state.flatten(0, 1)

@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from safetensors import SafetensorError, safe_open
+
 from postgrad.errors import ConfigError, DataError, StoreError
 from postgrad.models.gguf import convert_gguf, quiet
 from postgrad.models.packaged import PACKAGED, HubFiles, Packaged, Wheel
@@ -142,7 +144,7 @@ def check_model_directory(path: Path) -> Path:
     """Return `path` if it holds a configuration, safetensors and a tokenizer.
 
     Raises:
-        DataError: names what is missing and how to get it.
+        DataError: names what is missing or damaged and how to get it.
     """
     if not (path / "config.json").is_file():
         raise DataError(f"{str(path)!r} is not a model directory: it has no config.json; give the folder that has one")
@@ -157,6 +159,12 @@ def check_model_directory(path: Path) -> Path:
             f"model directory {str(path)!r} has no {' and no '.join(missing)}; copy the tokenizer's files from the "
             "model that its weights came from"
         )
+    for weights in path.glob("*.safetensors"):
+        try:
+            with safe_open(weights, framework="numpy"):
+                pass
+        except SafetensorError as e:
+            raise DataError(f"{str(weights)!r} is damaged ({e}); copy or pull the model again") from None
     return path
 
 

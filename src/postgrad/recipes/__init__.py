@@ -23,5 +23,7 @@ def quickstart_data_path() -> Path:
     return Path(str(files(__name__).joinpath("data", "quickstart.jsonl.gz")))
 
 
-def quickstart_recipe_path() -> Path:
-    return Path(str(files(__name__).joinpath("quickstart.toml")))
+def recipe_path(name: str) -> Path:
+    """A packaged recipe by its name, else the path that was given."""
+    packaged = Path(str(files(__name__).joinpath(f"{name}.toml")))
+    return packaged if packaged.is_file() else Path(name)

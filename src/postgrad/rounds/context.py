@@ -65,6 +65,12 @@ class Context:
         gc.collect()
         return load_policy(self.policy_directory(player), **options)
 
+    def load_trainable(self, player: str, *, heads: tuple[str, ...] = ()) -> PolicyModel:
+        cfg = self.recipe.model
+        return self.load(
+            player, heads=heads, lora_rank=cfg.lora_rank, gradient_checkpointing=cfg.gradient_checkpointing
+        )
+
 
 def read_splits(source: Path, system: str) -> dict[str, list[Example]]:
     """The round's prompts by split, with the recipe's system message in front.

@@ -21,12 +21,13 @@ from postgrad.methods.reward import (
     Verdict,
     freeze_below,
     margins,
+    score,
     standardise,
     train_reward_model,
 )
 from postgrad.methods.rl import train_rl
 from postgrad.methods.sft import train_sft
-from postgrad.models.load import load_reward_model, save_policy, save_reward_model
+from postgrad.models.load import context_length, load_reward_model, save_policy, save_reward_model
 from postgrad.protocols import Algorithm, Policy
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import (
@@ -55,7 +56,7 @@ NUM_CANARIES = 8
 def prompts_stage(ctx: Context, stage: Stage) -> None:
     """Check every row before anything is made of it, and put the prompts into the store."""
     splits = read_splits(ctx.source, ctx.recipe.data.system)
-    check_rows(ctx, splits, ctx.load("initial").context)
+    check_rows(ctx, splits, context_length(ctx.initial))
     ctx.store.add_round(ctx.round_id, recipe=ctx.recipe.name)
     ctx.store.add_prompts(example for rows in splits.values() for example in rows)
     write_lines(
@@ -79,7 +80,7 @@ def sft_stage(ctx: Context, stage: Stage) -> None:
     )
     run = RunDirectory(stage.directory, _seed(ctx, "sft"))
     torch.manual_seed(run.seed(0, "init"))
-    model = ctx.load("initial", lora_rank=ctx.recipe.model.lora_rank)
+    model = ctx.load_trainable("initial")
     trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
     train_sft(trainer, rows, cfg, run, ctx.bar("learning from demonstrations"))
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
@@ -182,16 +183,20 @@ def reward_stage(ctx: Context, stage: Stage) -> None:
     freeze_below(model, cfg.train_layers)
     trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
     train_reward_model(trainer, training, cfg, run, ctx.bar("training the reward model"))
-    answers = [answer for group in training for answer in group.answers]
-    standardise(model, answers)
-    save_reward_model(model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=answers[:NUM_CANARIES])
+    before = score(model, training, ctx.bar("reading its scale"))
+    standardise(model, [reward for group in before for reward in group])
+    canaries = [answer for group in training for answer in group.answers][:NUM_CANARIES]
+    save_reward_model(model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=canaries)
     forget_checkpoints(run)
     lengths = [
         float(len(g.answers[v.worse]) - len(g.answers[v.better])) for g in validation for v in g.verdicts if not v.tie
     ]
-    summary = pair_calibration(margins(model, validation))
+    rewards = score(model, validation, ctx.bar("checking it on held-out comparisons"))
+    summary = pair_calibration(margins(validation, rewards))
     shorter = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in lengths) / max(1, len(lengths))
-    stage.add_tokens(trained=trainer.trained_tokens, scored=sum(len(a) for g in validation for a in g.answers))
+    stage.add_tokens(
+        trained=trainer.trained_tokens, scored=sum(len(a) for g in (*training, *validation) for a in g.answers)
+    )
     stage.summary = summary | {"baseline_length_accuracy": max(shorter, 1 - shorter), "train_prompts": len(training)}
     if summary["accuracy_high"] < cfg.min_accuracy:
         raise DataError(
@@ -207,7 +212,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     run = RunDirectory(stage.directory, _seed(ctx, "rl"))
     torch.manual_seed(run.seed(0, "init"))
     heads = ("value",) if cfg.algorithm == "ppo" else ()
-    model = ctx.load("sft", heads=heads, lora_rank=ctx.recipe.model.lora_rank)
+    model = ctx.load_trainable("sft", heads=heads)
     tokens = ctx.recipe.batch_tokens
     trainer = LocalTrainer(model, batch_tokens=tokens, temperature=cfg.temperature, dump=stage.directory / "diverged")
     shared = ctx.recipe.model.lora_rank > 0
@@ -277,7 +282,9 @@ def _ranked(ctx: Context) -> tuple[list[Ranked], list[Ranked]]:
             first, second = (sources.index(source) for source in j.comparison.sources)
             pairs = list(j.preference.pairs())
             better, worse = (first, second) if not pairs or pairs[0] == (0, 1) else (second, first)
-            verdicts.append(Verdict(better, worse, tie=not pairs, weight=j.preference.weight))
+            grade = max(0, (j.preference.strength or 1) - 1)
+            margin = ctx.recipe.reward.margin_per_grade * grade
+            verdicts.append(Verdict(better, worse, tie=not pairs, weight=j.preference.weight, margin=margin))
         answers = tuple((*prompt, *samples[source].token_ids) for source in sources)
         part = split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
         parts[part].append(Ranked(len(prompt), answers, tuple(verdicts)))
