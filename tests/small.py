@@ -56,6 +56,8 @@ def random_model(
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 1 and not name.startswith("heads."):
                     parameter.add_(0.1 * torch.randn_like(parameter))
+                if name == "heads.value.weight":
+                    parameter.normal_(std=0.2)
     return model.eval()
 
 

@@ -83,7 +83,8 @@ def test_a_seed_is_an_answer_and_another_seed_another():
     engine = engine_of(random_model())
     prompt = tokens(4, seed=1)
     first, again, other = generate(engine, [request(prompt, 7), request(prompt, 7), request(prompt, 8)])
-    assert first == again == generate(engine, [request(prompt, 7)])[0]
+    assert first == again
+    assert generate(engine, [request(prompt, 7), request(prompt, 7), request(prompt, 8)]) == [first, again, other]
     assert first.token_ids != other.token_ids
 
 
@@ -130,7 +131,8 @@ def test_the_last_token_allowed_may_still_be_a_stop():
     model = random_model()
     free = generate(engine_of(model), [request([1, 2], 3, max_tokens=1)])[0]
     assert free.finish_reason == "length"
-    assert generate(engine_of(model, stop_ids=free.token_ids), [request([1, 2], 3, max_tokens=1)])[0].finish_reason == "stop"
+    stopped = generate(engine_of(model, stop_ids=free.token_ids), [request([1, 2], 3, max_tokens=1)])[0]
+    assert stopped.finish_reason == "stop"
 
 
 def test_text_is_decoded_without_the_end_token(tiny_model_directory):
@@ -187,7 +189,7 @@ def test_top_p_samples_the_smallest_set_that_holds_p():
     model, prompt, num = random_model(), [3, 1, 4], 1500
     ordered = next_token_probabilities(model, prompt).sort(descending=True)
     size = int((ordered.values.cumsum(0) < 0.6).sum()) + 1
-    assert 2 < size < 12
+    assert 2 < size < VOCABULARY // 2
     counts, _ = first_tokens(model, prompt, num, top_p=0.6)
     assert counts.keys() == set(ordered.indices[:size].tolist())
     share = float(ordered.values[0] / ordered.values[:size].sum())

@@ -122,11 +122,11 @@ def test_padding_holds_no_token_that_a_reward_could_depend_on():
         assert torch.equal(rewards, model.sequence_rewards(wider, batch.lengths))
 
 
-def test_a_fresh_head_has_deviation_one_over_the_root_of_width_plus_one_and_no_bias():
-    model = random_model(heads=("value", "reward"), hidden_size=1024, head_dim=256)
-    for head in model.heads.values():
-        assert head.weight.detach().std().item() == pytest.approx(1025**-0.5, rel=0.1)
-        assert head.bias.item() == 0
+def test_a_fresh_critic_says_zero_and_a_fresh_reward_head_has_deviation_one_over_the_root_of_width_plus_one():
+    heads = PolicyModel(random_model(hidden_size=1024, head_dim=256).lm, heads=("value", "reward")).heads
+    assert not heads["value"].weight.any()
+    assert heads["reward"].weight.detach().std().item() == pytest.approx(1025**-0.5, rel=0.1)
+    assert heads["value"].bias.item() == heads["reward"].bias.item() == 0
 
 
 def test_a_model_that_rescales_its_logits_is_refused():

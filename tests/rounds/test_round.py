@@ -180,19 +180,22 @@ def results(workspace: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_kill_9_at_any_moment_changes_nothing_about_the_end(tmp_path: Path, tiny_model_directory: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_directory)
-    with start("run", recipe, "--workspace", tmp_path / "whole") as whole:
-        assert whole.wait() == 0
+    longer = ("--set", "sft.epochs=3", "--set", "rl.steps=7")
+    with start("run", recipe, "--workspace", tmp_path / "whole", *longer) as whole:
+        whole.communicate()
+    assert whole.returncode == 0
     dice = random.Random(1)
-    checkpoints = tmp_path / "killed/rounds/0001-tiny/stages/rl/checkpoints"
     killed = []
     for announced in ("2/8 sft", "4/8 labels", "6/8 rl", "7/8 arena"):
-        with start("run", recipe, "--workspace", tmp_path / "killed") as victim:
+        checkpoints = tmp_path / "killed/rounds/0001-tiny/stages" / announced[4:] / "checkpoints"
+        with start("run", recipe, "--workspace", tmp_path / "killed", *longer) as victim:
             assert victim.stdout is not None
             for line in victim.stdout:
                 if announced in line:
                     break
-            while announced == "6/8 rl" and not list(checkpoints.glob("step-*")) and victim.poll() is None:
-                time.sleep(0.002)
+            if announced in ("2/8 sft", "6/8 rl"):
+                while not list(checkpoints.glob("step-*")) and victim.poll() is None:
+                    time.sleep(0.001)
             time.sleep(dice.uniform(0, 0.1))
             victim.send_signal(signal.SIGKILL)
             killed.append(victim.wait())

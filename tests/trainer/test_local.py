@@ -52,17 +52,19 @@ SPLITS = {
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_one_batch_of_eight_is_eight_of_one_is_any_other_split(split):
-    # Sums of float32 terms in another order differ by 1e-7 of their size, and average gradients are below 1. Adam's
-    # first step is the rate times g / |g|, so where g is all rounding a weight may differ by the whole rate, 1e-4:
-    # in these ten thousand weights nothing comes near.
+    # Sums of float32 terms in another order differ by 1e-7 of the largest, and these average gradients are below 1.
+    # Adam's first step is the rate times g / (|g| + eps): it is only as good as g, so gradients below 1e-6 of which a
+    # tenth is rounding, one in ten thousand, are left out.
     whole_gradients, whole_weights = one_update([EIGHT], batch_tokens=10_000)
     gradients, weights = one_update(SPLITS[split][0], batch_tokens=SPLITS[split][1])
     start = state(random_model())
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, whole_gradients[name], atol=1e-6, rtol=0, msg=name)
         assert gradient.abs().max() > 1e-4, name
-    for name, tensor in weights.items():
-        torch.testing.assert_close(tensor, whole_weights[name], atol=1e-6, rtol=0, msg=name)
+    for name, gradient in gradients.items():
+        tensor, real = weights[name], gradient.abs() > 1e-6
+        assert real.float().mean() > 0.9
+        torch.testing.assert_close(tensor[real], whole_weights[name][real], atol=1e-6, rtol=0, msg=name)
         assert (tensor - start[name]).abs().max() > 5e-5, name
 
 
@@ -223,7 +225,7 @@ def test_dropout_stays_off_so_that_the_policy_that_learns_is_the_one_that_sample
 def test_temperature_is_the_samplers():
     warm = LocalTrainer(random_model(), batch_tokens=50, temperature=0.5).evaluate(EIGHT)
     logits = random_model().lm(EIGHT.input_ids[:1, :8]).logits[0]
-    expected = (logits / 0.5).log_softmax(-1)[2, EIGHT.input_ids[0, 3]]
+    expected = (logits / 0.5).log_softmax(-1)[2, EIGHT.input_ids[0, 3]].detach()
     assert float(warm.logprobs[0, 3]) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -298,6 +300,7 @@ def test_siblings_are_evaluated_as_they_are_alone_whatever_the_budget():
     whole = policy.evaluate(batch)
     policy.batch_tokens = 1
     split = policy.evaluate(batch)
-    for a, b in zip((whole.logprobs, whole.entropy, whole.values), (split.logprobs, split.entropy, split.values), strict=True):
+    for name in ("logprobs", "entropy", "values"):
+        a, b = getattr(whole, name), getattr(split, name)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         assert a.abs().sum() > 1

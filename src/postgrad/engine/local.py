@@ -186,7 +186,7 @@ class LocalEngine:
         for row, prompt in enumerate(prompts):
             input_ids[row, : len(prompt)] = torch.tensor(prompt)
         capacity = max(len(s.request.prompt_ids) + s.request.params.max_tokens for s in alive) + 1
-        slots = _Slots(len(self.model.body.layers), lengths, max(capacity, width))  # type: ignore[arg-type]
+        slots = _Slots(len(self.model.layers), lengths, max(capacity, width))
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         states = self._body(input_ids.to(device), causal.expand(len(prompts), 1, -1, -1), slots)
         last_states = states[torch.arange(len(prompts), device=device), lengths - 1]

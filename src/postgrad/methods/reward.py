@@ -71,19 +71,24 @@ def train_reward_model(
 def freeze_below(model: PolicyModel, train_layers: int) -> None:
     """Leave only the topmost `train_layers` layers, the final norm and the heads to learn; 0 leaves everything.
 
-    What a reward model does not read, the vocabulary's output, never learns.
+    What the loss does not depend on never learns: the vocabulary's output, and the head's bias, which cancels in
+    every difference of rewards.
     """
-    layers = model.body.layers
-    assert isinstance(layers, torch.nn.ModuleList)
     for parameter in model.lm.parameters():
         parameter.requires_grad_(train_layers == 0)
-    for layer in list(layers)[max(0, len(layers) - train_layers) :]:
+    for layer in model.layers[max(0, len(model.layers) - train_layers) :]:
         layer.requires_grad_(True)
     norm = model.body.norm
     assert isinstance(norm, torch.nn.Module)
     norm.requires_grad_(True)
+    head = model.heads["reward"]
+    assert isinstance(head, torch.nn.Linear)
+    head.bias.requires_grad_(False)
     if model.vocabulary_VD is not model.lm.get_input_embeddings().weight:  # type: ignore[operator]
         model.vocabulary_VD.requires_grad_(False)
+    head = model.heads["reward"]
+    assert isinstance(head, torch.nn.Linear)
+    head.bias.requires_grad_(False)
 
 
 @torch.no_grad()

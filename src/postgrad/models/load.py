@@ -63,7 +63,10 @@ def load_policy(
     model = PolicyModel(lm, heads=heads, adapter=_adapter(lm, lora_rank) if lora_rank else None)
     stored = directory / "heads.safetensors"
     if heads and stored.exists():
-        tensors = load_file(stored)
+        try:
+            tensors = load_file(stored)
+        except (OSError, SafetensorError) as e:
+            raise DataError(f"{str(stored)!r} cannot be read ({e}); copy it again from where it was saved") from None
         model.heads.load_state_dict({k: v for k, v in tensors.items() if k.split(".")[0] in heads}, strict=False)
     return model
 
@@ -118,7 +121,12 @@ def load_reward_model(directory: Path) -> PolicyModel:
     if not (directory / "heads.safetensors").exists() or not (directory / "canaries.json").exists():
         raise DataError(f"{str(directory)!r} is not a reward model: heads.safetensors or canaries.json is missing")
     model = load_policy(directory, heads=("reward",))
-    rows = json.loads((directory / "canaries.json").read_text(encoding="utf-8"))
+    try:
+        rows = json.loads((directory / "canaries.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(
+            f"'{directory / 'canaries.json'}' cannot be read ({e}); copy it again from where it was saved"
+        ) from None
     for row, reward in zip(rows, _rewards(model, [row["ids"] for row in rows]), strict=True):
         if abs(reward - row["reward"]) > CANARY_TOLERANCE:
             raise DataError(

@@ -50,6 +50,12 @@ class PolicyModel(nn.Module):
         return body
 
     @property
+    def layers(self) -> list[nn.Module]:
+        layers = self.body.layers
+        assert isinstance(layers, nn.ModuleList)
+        return list(layers)
+
+    @property
     def vocabulary_VD(self) -> torch.Tensor:
         weight: torch.Tensor = self.lm.get_output_embeddings().weight  # type: ignore[operator]
         return weight

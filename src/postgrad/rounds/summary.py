@@ -90,7 +90,7 @@ def _players(arena: dict[str, Any]) -> Table:
     table = Table(title="arena: held-out prompts, simulated raters", title_justify="left")
     table.add_column("policy")
     for name in ("Elo", "95% interval", "tokens", "cut off", "constraints\nmet", "F1 with\nreference*"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for player, row in arena["players"].items():
         measures = arena["measures"][player]
         table.add_row(

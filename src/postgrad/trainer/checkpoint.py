@@ -23,7 +23,7 @@ def save_checkpoint(trainer: Trainer, directory: Path, step: int) -> None:
         try:
             trainer.save(unfinished)
             os.rename(unfinished, target)
-        except OSError:
+        except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     for older in directory.glob("step-*"):
@@ -46,7 +46,11 @@ def _step(checkpoint: Path) -> int:
 
 def forget_checkpoints(run: RunDirectory) -> None:
     """The run is finished and its result saved: the optimizer's state, twice the model's size, is of no more use."""
-    shutil.rmtree(checkpoint_directory(run), ignore_errors=True)
+    directory = checkpoint_directory(run)
+    for checkpoint in directory.glob("step-*"):
+        # In one move: a removal that is killed must not leave half a checkpoint to go on from.
+        checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.tmp"))
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def checkpoint_directory(run: RunDirectory) -> Path:

@@ -97,6 +97,8 @@ class LocalTrainer:
         Dropout stays off, or the policy that learns would not be the one that sampled.
         """
         self.model.eval()
+        for layer in self.model.layers:
+            layer.training = True  # itself alone, not what is in it: only so does transformers checkpoint it
         sums: dict[str, float] = {}
         count = 0.0
         for part in parts:
