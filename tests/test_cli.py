@@ -103,7 +103,7 @@ def test_a_recipe_that_is_not_there_or_not_a_file_is_named(tmp_path: Path, capsy
     ("change", "said"),
     [
         (lambda rows: rows.clear(), "rows.jsonl' holds no rows; give it at least one"),
-        (changed(2, split="test"), "1 rows name no known split (sft, rm, rl, heldout, heldout_unseen): 'sft-2' ('test')"),
+        (changed(2, split="test"), "rows name no known split (sft, rm, rl, heldout, heldout_unseen): 'sft-2' ('test')"),
         (changed(2, split=None), "'sft-2' (None)"),
         (lambda rows: rows.__setitem__(slice(0, 12), []), "no row for split 'sft'; a round needs all of"),
         (changed(3, prompt=None, messages=[{"role": "user", "content": "Hi"}]), "line 4: 'messages' has no assistant"),
@@ -150,15 +150,16 @@ def test_every_prompt_that_is_too_long_and_every_unknown_constraint_is_reported_
     assert "row 'rl-1': unknown constraint kind 'rhymes'; use one of max_words, " in sentence
     assert "row 'heldout-3': constraint 'max_words' needs a int under 'value', not 'nine'" in sentence
     write_recipe(tmp_path, tiny_model_directory)
-    command = ("run", recipe, "--workspace", tmp_path / "workspace", "--set", "rl.steps=1", "--set", "arena.resamples=9")
-    code, out, _ = call(capsys, *command)
+    settings = ("--set", "rl.steps=1", "--set", "arena.resamples=9")
+    code, out, _ = call(capsys, "run", recipe, "--workspace", tmp_path / "workspace", *settings)
     assert code == 0
     assert "round 0001-tiny" in out
 
 
 @pytest.mark.parametrize(
-    ("key", "num", "split"), [("sft.num_examples", 12, "sft"), ("labels.num_prompts", 16, "rm"), ("arena.num_prompts", 14, "heldout")]
-)  # fmt: skip
+    ("key", "num", "split"),
+    [("sft.num_examples", 12, "sft"), ("labels.num_prompts", 16, "rm"), ("arena.num_prompts", 14, "heldout")],
+)
 def test_more_rows_than_there_are_is_refused_by_key(
     tmp_path: Path, tiny_model_directory: Path, capsys: Capture, key: str, num: int, split: str
 ) -> None:

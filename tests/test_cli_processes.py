@@ -44,7 +44,7 @@ def test_ctrl_c_says_so_and_the_same_command_goes_on(
     assert [s.status for s in manifest.record.stages] == ["done"] * 5 + ["running"]
     code, out, _ = call(capsys, "rounds", "--workspace", tmp_path / "w")
     assert code == 0
-    assert ["0001-tiny", "running", "rl"] == [cell.strip() for cell in out.splitlines()[3].split("│")[1:4]]
+    assert [cell.strip() for cell in out.splitlines()[3].split("│")[1:4]] == ["0001-tiny", "running", "rl"]
 
 
 @contextlib.contextmanager
@@ -148,8 +148,9 @@ def test_a_person_answers_twenty_comparisons_quits_in_the_middle_comes_back_and_
     with LabelStore(sqlite_url(tmp_path / "postgrad.db")) as store:
         mine = list(store.preferences(purpose="train", round_id=manifest.record.id))
     assert [(j.rater_kind, j.preference.rater_id) for j in mine] == [("human", "me")] * 20
-    shown = [("ab" if j.order == (0, 1) else "ba")[j.preference.tiers[0][0]] if len(j.preference.tiers) > 1 else "t" for j in mine]
-    assert "".join(shown) == "abtab" + "b" * 15
+    sides = [("AB" if j.order == (0, 1) else "BA")[j.preference.tiers[0][0]] for j in mine]
+    pressed = ["t" if len(j.preference.tiers) == 1 else side.lower() for j, side in zip(mine, sides, strict=True)]
+    assert "".join(pressed) == "abtab" + "b" * 15
     engine = create_engine(sqlite_url(tmp_path / "postgrad.db"))
     with engine.connect() as connection:
         undone = connection.execute(text("select count(*) from preferences where undone_at is not null")).scalar()

@@ -65,7 +65,8 @@ def test_what_a_round_trained_on_is_held_out_nowhere(
     fingerprints = (Path(__file__).parent / "data/eval_public_prompts.bin").read_bytes()
     public = {fingerprints[i : i + 8] for i in range(0, len(fingerprints), 8)}
     assert builder.fingerprint("Why do veins appear blue?") in public
-    bases = {builder.base_instruction(row) for row in packed if any((row["id"], row["prompt"]) in r for r in trained.values())}
+    own_rows = {pair for rows in trained.values() for pair in rows}
+    bases = {builder.base_instruction(row) for row in packed if (row["id"], row["prompt"]) in own_rows}
     assert len(bases) == 160
-    seen = {prompt for rows in trained.values() for _, prompt in rows} | bases
+    seen = {prompt for _, prompt in own_rows} | bases
     assert [text for text in sorted(seen) if builder.fingerprint(text) in public] == []

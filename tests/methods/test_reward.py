@@ -72,7 +72,9 @@ def test_margins_are_better_minus_worse_and_leave_ties_out(learned):
     model, _ = learned
     group = Ranked(2, ((1, 2, 3), (1, 2, 4, 5), (1, 2, 6)), (Verdict(2, 0), Verdict(0, 1, tie=True), Verdict(1, 2)))
     rewards = scores(model, group.answers)
-    assert margins([group], score(model, [group], quiet)) == pytest.approx([rewards[2] - rewards[0], rewards[1] - rewards[2]], abs=1e-5)
+    assert margins([group], score(model, [group], quiet)) == pytest.approx(
+        [rewards[2] - rewards[0], rewards[1] - rewards[2]], abs=1e-5
+    )
 
 
 def test_ties_weights_and_margins_reach_the_loss(tiny_model_directory, tmp_path):
@@ -194,7 +196,9 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(tiny_mode
 
 
 @pytest.mark.parametrize(("train_layers", "lowest"), [(1, 1), (2, 0), (3, 0)])
-def test_the_topmost_layers_the_last_norm_and_the_heads_weight_learn_and_its_bias_which_cancels_does_not(train_layers, lowest):
+def test_the_topmost_layers_the_last_norm_and_the_heads_weight_learn_and_its_bias_which_cancels_does_not(
+    train_layers, lowest
+):
     model = random_model(heads=("reward",))
     freeze_below(model, train_layers)
     names = {name for name, p in model.named_parameters() if p.requires_grad}

@@ -57,9 +57,7 @@ def stop_at(step):
 def reinforce(directory, path, algorithm, *, cfg=CFG, progress=quiet, reference=None, share_model=True):
     """One run; returns (why it stopped, its directory, its trainer)."""
     renderer = Renderer(load_tokenizer(directory))
-    examples = [
-        Example(str(i), Conversation((Message("user", "abcdefgh"[i] * (1 + i % 3)),))) for i in range(8)
-    ]
+    examples = [Example(str(i), Conversation((Message("user", "abcdefgh"[i] * (1 + i % 3)),))) for i in range(8)]
     torch.manual_seed(3)
     heads = ("value",) if isinstance(algorithm, PPO) else ()
     model = load_policy(directory, heads=heads)
@@ -135,11 +133,11 @@ def test_every_answer_carries_the_version_that_sampled_it(tiny_model_directory, 
 
 
 def test_metrics_of_an_update_are_means_over_its_minibatches(tiny_model_directory, tmp_path):
-    # Three groups make three minibatches however many are asked for; a first pass without learning has ratios of one.
-    cfg = CFG.model_copy(update={"steps": 1, "epochs": 1, "minibatches": 8, "learning_rate": 1e-9})
+    # Three groups make three minibatches however many are asked for; a pass that hardly learns has ratios of one.
+    cfg = CFG.model_copy(update={"steps": 1, "epochs": 1, "minibatches": 8, "learning_rate": 1e-6})
     _, run, _ = reinforce(tiny_model_directory, tmp_path, PPO(), cfg=cfg)
     (row,) = run.read_metrics()
-    assert row["policy/ratio_mean"] == pytest.approx(1, abs=1e-4)
+    assert row["policy/ratio_mean"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_policy_too_far_from_its_reference_ends_the_run_before_the_update(tiny_model_directory, tmp_path):

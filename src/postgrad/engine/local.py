@@ -210,7 +210,9 @@ class LocalEngine:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         out = self.model.body(
             input_ids=input_ids,
-            attention_mask=self.model.layer_masks(mask, positions, torch.arange(mask.shape[-1], device=mask.device)[None]),
+            attention_mask=self.model.layer_masks(
+                mask, positions, torch.arange(mask.shape[-1], device=mask.device)[None]
+            ),
             position_ids=positions,
             past_key_values=slots.cache,
             use_cache=True,

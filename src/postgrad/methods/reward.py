@@ -86,9 +86,6 @@ def freeze_below(model: PolicyModel, train_layers: int) -> None:
     head.bias.requires_grad_(False)
     if model.vocabulary_VD is not model.lm.get_input_embeddings().weight:  # type: ignore[operator]
         model.vocabulary_VD.requires_grad_(False)
-    head = model.heads["reward"]
-    assert isinstance(head, torch.nn.Linear)
-    head.bias.requires_grad_(False)
 
 
 @torch.no_grad()
