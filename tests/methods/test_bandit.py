@@ -33,7 +33,7 @@ from postgrad.types import (
 REWARDS = torch.tensor([1.0, 0.2, 0.6, -0.5, 0.0], dtype=torch.float64)
 REFERENCE = torch.tensor([0.1, 0.4, 0.15, 0.15, 0.2], dtype=torch.float64)
 BETA = 0.4
-PROMPT = (0,)
+PROMPT = (0, 3, 1)
 ONE_TOKEN = SamplingParams(max_tokens=1)
 EXAMPLE = Example("bandit", Conversation((Message("user", "?"),)))
 NO_SEED_TWICE = 1_000_003
@@ -58,7 +58,7 @@ def bandit_model(*, heads: tuple[str, ...] = ()) -> PolicyModel:
         torch.manual_seed(0)
         model = PolicyModel(LlamaForCausalLM(config), heads=heads)
     with torch.no_grad():
-        state = model.body(torch.tensor([PROMPT])).last_hidden_state[0, 0]
+        state = model.body(torch.tensor([PROMPT])).last_hidden_state[0, -1]
         weight = model.vocabulary_VD
         wanted = REFERENCE.log().float()
         weight.add_(torch.outer(wanted - weight @ state, state) / state.square().sum())

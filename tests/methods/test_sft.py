@@ -112,7 +112,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(tiny_mode
 def test_every_epoch_is_a_new_order_of_all_rows():
     steps = epoch_batches(10, 3, 4, seed=1)
     assert [len(s) for s in steps] == [4, 4, 2] * 3
-    epochs = [sum(steps[i : i + 3], []) for i in (0, 3, 6)]
+    epochs = [[row for step in steps[i : i + 3] for row in step] for i in (0, 3, 6)]
     assert [sorted(e) for e in epochs] == [list(range(10))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
     assert epoch_batches(10, 3, 4, seed=1) == steps

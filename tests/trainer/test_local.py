@@ -178,7 +178,7 @@ def test_an_infinite_loss_stops_the_run_and_leaves_its_batch(tmp_path):
     trainer = LocalTrainer(random_model(), batch_tokens=10_000, dump=tmp_path / "diverged")
     batch = EIGHT.with_(rewards=torch.arange(8.0))
     before = state(trainer.model)
-    with pytest.raises(TrainingDiverged, match="update 1: the loss is inf; its batch is in .*diverged"):
+    with pytest.raises(TrainingDiverged, match=r"update 1: the loss is inf; its batch is in .*diverged"):
         trainer.forward_backward(batch, lambda b, o: Loss(o.logprobs.sum() * float("-inf"), 1.0, {}))
     (dumped,) = (tmp_path / "diverged").iterdir()
     tensors = load_file(dumped)
