@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +122,51 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return int(code), out, err
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+def start(*arguments: object) -> subprocess.Popen[str]:
     """The command line as a process of its own."""
     command = [sys.executable, "-m", "postgrad", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
-    )
+    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@dataclass(frozen=True)
+class Forked:
+    """The command line in a process that did not have to import anything."""
+
+    process: BaseProcess
+    folder: Path
+
+    @property
+    def out(self) -> str:
+        path = self.folder / "out"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text(encoding="utf-8")
+
+    def wait(self) -> int | None:
+        """The exit code, or minus the signal."""
+        self.process.join()
+        return self.process.exitcode
+
+
+def fork(folder: Path, *arguments: object, max_file_bytes: int | None = None) -> Forked:
+    """Start the command line; what it says goes to `folder`/out and `folder`/err."""
+    folder.mkdir(exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["postgrad.rounds.round", "postgrad.rounds.summary", "postgrad.recipes"])
+    process = context.Process(target=_command, args=(folder, list(map(str, arguments)), max_file_bytes))
+    process.start()
+    return Forked(process, folder)
+
+
+def _command(folder: Path, arguments: list[str], max_file_bytes: int | None) -> None:
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    if max_file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+    sys.argv = ["postgrad", *arguments]
+    main()
 
 
 def files_below(directory: Path) -> list[str]:

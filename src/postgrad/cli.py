@@ -14,6 +14,7 @@ from postgrad.errors import PostgradError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from postgrad.engine.local import LocalEngine
     from postgrad.feedback.store import LabelStore
@@ -63,17 +64,15 @@ def run(
 @app.command()
 def rounds(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     """List the rounds of a workspace and what became of them."""
-    from rich.table import Table
-
     from postgrad.gates.release import ReleasePointer
     from postgrad.rounds.manifest import list_rounds
 
     found = list_rounds(workspace)
     if not found:
-        _console().print(f"no rounds in workspace {str(workspace)!r} yet; `postgrad quickstart` makes one")
+        _say(f"no rounds in workspace {str(workspace)!r} yet; `postgrad quickstart` makes one")
         return
     released = ReleasePointer(workspace).read()
-    table = Table("round", "status", "last stage", "seconds", "verdict", "released")
+    table = _table("round", "status", "last stage", "seconds", "verdict", "released")
     for manifest in found:
         record, gate = manifest.record, manifest.find("gate")
         table.add_row(
@@ -97,7 +96,7 @@ def report(
     from postgrad.rounds.report import write_report
 
     path = write_report(find_round(workspace, round_).directory)
-    _console().print(str(path), soft_wrap=True, highlight=False)
+    _say(str(path))
 
 
 @app.command()
@@ -115,8 +114,8 @@ def chat(
     model: Annotated[str | None, typer.Argument(help="Name or directory; the released policy if left out.")] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     system: Annotated[str, typer.Option(help="System message.")] = "",
-    temperature: float = 0.7,
-    max_tokens: int = 256,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Talk to a model in the terminal."""
     from postgrad.serve.chat import chat as talk
@@ -124,7 +123,8 @@ def chat(
 
     path, name = _find_model(model, workspace)
     engine, renderer, context = _load_engine(path)
-    _console().print(f"{name}: /help lists what else you can say", highlight=False)
+    if sys.stdin.isatty():
+        _say(name)
     talk(
         engine,
         renderer,
@@ -139,7 +139,7 @@ def serve(
     model: Annotated[str | None, typer.Argument(help="Name or directory; the released policy if left out.")] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:
     """Serve a model with the OpenAI chat completions API."""
     from postgrad.serve.api import create_app
@@ -167,17 +167,15 @@ def models_pull(
     console = _console()
     with Progress(console=console, transient=True) as progress:
         path = pull(name, accept_license=accept_license, source=source, progress=progress)  # type: ignore[arg-type]
-    console.print(f"{name} is in {path}", soft_wrap=True, highlight=False)
+    _say(f"{name} is in {path}")
 
 
 @models_app.command("list")
 def models_list() -> None:
     """List the models in the cache."""
-    from rich.table import Table
-
     from postgrad.models.pull import cached_models
 
-    table = Table("name", "source", "licence", "directory")
+    table = _table("name", "source", "licence", "directory")
     for model in cached_models():
         table.add_row(model.name, model.source, model.licence, str(model.path))
     _console().print(table)
@@ -231,8 +229,8 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
     where = "" if workspace == DEFAULT_WORKSPACE else f" --workspace {workspace}"
     released = gate is not None and gate.summary["verdict"] == "pass"
     talk = f"chat{where}" if released else f"chat {manifest.stage_directory('rl') / 'policy'}"
-    console.print(f"next: postgrad report {manifest.record.id}{where}", soft_wrap=True, highlight=False)
-    console.print(f"      postgrad {talk}", soft_wrap=True, highlight=False)
+    _say(f"next: postgrad report {manifest.record.id}{where}")
+    _say(f"      postgrad {talk}")
 
 
 def _interrupt_at_once() -> None:
@@ -296,6 +294,17 @@ def _find_model(model: str | None, workspace: Path) -> tuple[Path, str]:
             "or run `postgrad quickstart`"
         )
     return workspace / released.checkpoint, released.round_id
+
+
+def _say(text: str) -> None:
+    """A line as it is: a path is no markup, and is copied in one piece."""
+    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(*headers: str) -> Table:
+    from rich.table import Column, Table
+
+    return Table(*(Column(header, overflow="fold") for header in headers))
 
 
 def _console() -> Console:

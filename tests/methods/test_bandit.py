@@ -122,24 +122,26 @@ def test_the_optimum_is_far_from_the_reference_and_from_the_best_arm() -> None:
 
 def test_ppo_with_a_critic_and_kl_in_the_reward_reaches_the_optimum() -> None:
     algorithm = PPO(kl_coef=BETA, missing_end_penalty=0.0)
-    learned = learn(algorithm, steps=80, groups=4, group_size=64, learning_rate=1e-2, heads=("value",))
+    learned = learn(algorithm, steps=60, groups=2, group_size=64, learning_rate=1.5e-2, heads=("value",))
     assert total_variation(learned, optimum(BETA)) < 0.02
 
 
 def test_dr_grpo_with_kl_in_the_loss_reaches_the_optimum() -> None:
     # An answer is part of its own baseline, which shrinks every expected advantage by (G - 1) / G.
     algorithm = GRPO(kind="dr_grpo", kl_coef=BETA, missing_end_penalty=0.0)
-    learned = learn(algorithm, steps=80, groups=4, group_size=64, learning_rate=1e-2)
+    learned = learn(algorithm, steps=60, groups=2, group_size=64, learning_rate=1.5e-2)
     assert total_variation(learned, optimum(BETA * 64 / 63)) < 0.02
 
 
 def test_grpo_reaches_the_fixed_point_of_dividing_by_its_own_deviation() -> None:
+    # The sharper the policy, the smaller the deviation and the weaker the KL term beside it; below a coefficient of
+    # about 0.9 these rewards have no fixed point but a single arm.
+    kl_coef = 1.5
     fixed = REFERENCE
-    for _ in range(1000):
-        mean = fixed @ REWARDS
-        deviation = float((fixed @ (REWARDS - mean).square()).sqrt())
-        fixed = (fixed + optimum(BETA * deviation)) / 2
-    assert total_variation(fixed, optimum(BETA)) > 0.1, "dividing by the deviation must matter"
-    algorithm = GRPO(kind="grpo", kl_coef=BETA, missing_end_penalty=0.0)
-    learned = learn(algorithm, steps=80, groups=4, group_size=64, learning_rate=1e-2)
+    for _ in range(100):
+        deviation = float((fixed @ (REWARDS - fixed @ REWARDS).square()).sqrt())
+        fixed = optimum(kl_coef * deviation)
+    assert total_variation(fixed, optimum(kl_coef)) > 0.1, "dividing by the deviation must matter"
+    algorithm = GRPO(kind="grpo", kl_coef=kl_coef, missing_end_penalty=0.0)
+    learned = learn(algorithm, steps=60, groups=2, group_size=64, learning_rate=1.5e-2)
     assert total_variation(learned, fixed) < 0.02

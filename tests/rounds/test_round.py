@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_round import SPLITS, call, start, write_recipe
+from tiny_round import SPLITS, call, fork, write_recipe
 
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
@@ -181,29 +181,29 @@ def results(workspace: Path) -> dict[str, str]:
 def test_kill_9_at_any_moment_changes_nothing_about_the_end(tmp_path: Path, tiny_model_directory: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_directory)
     longer = ("--set", "sft.epochs=3", "--set", "rl.steps=7")
-    with start("run", recipe, "--workspace", tmp_path / "whole", *longer) as whole:
-        whole.communicate()
-    assert whole.returncode == 0
+    assert fork(tmp_path / "io", "run", recipe, "--workspace", tmp_path / "whole", *longer).wait() == 0
+    command = ("run", recipe, "--workspace", tmp_path / "killed", *longer)
+    stages = tmp_path / "killed/rounds/0001-tiny/stages"
     dice = random.Random(1)
-    killed = []
-    for announced in ("2/8 sft", "4/8 labels", "6/8 rl", "7/8 arena"):
-        checkpoints = tmp_path / "killed/rounds/0001-tiny/stages" / announced[4:] / "checkpoints"
-        with start("run", recipe, "--workspace", tmp_path / "killed", *longer) as victim:
-            assert victim.stdout is not None
-            for line in victim.stdout:
-                if announced in line:
-                    break
-            if announced in ("2/8 sft", "6/8 rl"):
-                while not list(checkpoints.glob("step-*")) and victim.poll() is None:
-                    time.sleep(0.001)
-            time.sleep(dice.uniform(0, 0.1))
-            victim.send_signal(signal.SIGKILL)
-            killed.append(victim.wait())
-    assert killed == [-signal.SIGKILL] * 4
-    with start("run", recipe, "--workspace", tmp_path / "killed") as last:
-        out, err = last.communicate()
-        assert (last.returncode, err) == (0, "")
-    assert "1/8 prompts" not in out
+    for announced, awaited in (
+        ("2/8 sft", "sft/checkpoints/step-*"),
+        ("3/8 samples", ""),
+        ("4/8 labels", ""),
+        ("5/8 reward", "reward/metrics.jsonl"),
+        ("6/8 rl", "rl/checkpoints/step-*"),
+        ("7/8 arena", ""),
+    ):
+        victim = fork(tmp_path / "io", *command)
+        while announced not in victim.out or (awaited and not list(stages.glob(awaited))):
+            assert victim.process.is_alive(), announced
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.05))
+        victim.process.kill()
+        assert victim.wait() == -signal.SIGKILL
+    last = fork(tmp_path / "io", *command)
+    assert (last.wait(), last.err) == (0, "")
+    assert "1/8 prompts" not in last.out
+    assert "8/8 gate" in last.out
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     manifest = only_round(tmp_path / "killed")
     assert manifest.record.status == "done"

@@ -6,11 +6,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from postgrad.methods.sft import Progress as Report
 from postgrad.rounds.manifest import STAGES, Manifest
+
+WIDE = 72
+"""Columns of a terminal that has room for a bar and its times."""
 
 
 class Bars:
@@ -36,14 +47,11 @@ class Bars:
         if not self._console.is_terminal:
             self._console.print(f"   {title}", highlight=False)
             return lambda done, total: None
-        live = Progress(
-            TextColumn("   {task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        columns: list[ProgressColumn] = [TextColumn("   {task.description}"), MofNCompleteColumn()]
+        if self._console.width >= WIDE:
+            columns[1:1] = [BarColumn(bar_width=24)]
+            columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+        live = Progress(*columns, console=self._console)
         task = live.add_task(title, total=None)
         live.start()
         self._live = live
@@ -87,23 +95,21 @@ def _stages(manifest: Manifest) -> Table:
 
 
 def _players(arena: dict[str, Any]) -> Table:
+    """One column a policy, so that it fits a narrow terminal."""
     table = Table(title="arena: held-out prompts, simulated raters", title_justify="left")
-    table.add_column("policy")
-    for name in ("Elo", "95% interval", "tokens", "cut off", "constraints\nmet", "F1 with\nreference*"):
-        table.add_column(name, justify="right")
-    for player, row in arena["players"].items():
-        measures = arena["measures"][player]
-        table.add_row(
-            player,
-            f"{row['elo']:.0f}",
-            f"{row['elo_low']:.0f} to {row['elo_high']:.0f}",
-            f"{row['mean_tokens']:.1f}",
-            f"{row['truncated_frac']:.0%}",
-            _share(measures.get("constraints_met")),
-            _share(measures.get("reference_f1")),
-        )
     table.caption = "* in no reward"
     table.caption_justify = "left"
+    table.add_column("policy", overflow="fold")
+    for player in arena["players"]:
+        table.add_column(player, justify="right", overflow="fold")
+    rows = list(arena["players"].values())
+    measures = [arena["measures"][player] for player in arena["players"]]
+    table.add_row("Elo", *(f"{row['elo']:.0f}" for row in rows))
+    table.add_row("95% interval", *(f"{row['elo_low']:.0f} to {row['elo_high']:.0f}" for row in rows))
+    table.add_row("tokens", *(f"{row['mean_tokens']:.1f}" for row in rows))
+    table.add_row("cut off", *(f"{row['truncated_frac']:.0%}" for row in rows))
+    table.add_row("constraints met", *(_share(measured.get("constraints_met")) for measured in measures))
+    table.add_row("F1 with reference*", *(_share(measured.get("reference_f1")) for measured in measures))
     return table
 
 
@@ -114,9 +120,9 @@ def _matches(arena: dict[str, Any], gate: dict[str, Any]) -> Table:
         caption="; ".join(gate["reasons"]),
         caption_justify="left",
     )
-    table.add_column("match")
+    table.add_column("match", overflow="fold")
     for name in ("win / tie / loss", "win rate", "95% interval"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for pair in arena["pairs"]:
         table.add_row(
             f"{pair['a']} against {pair['b']}",

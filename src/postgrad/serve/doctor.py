@@ -17,7 +17,7 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -59,7 +59,7 @@ def diagnose(workspace: Path) -> list[Check]:
 
 
 def as_table(checks: Sequence[Check]) -> Table:
-    table = Table("check", "", "found", "what to do")
+    table = Table(*(Column(header, overflow="fold") for header in ("check", "", "found", "what to do")))
     for check in checks:
         status = f"[{_COLOURS[check.status]}]{check.status}[/]"
         table.add_row(check.name, status, escape(check.detail), escape(check.fix))
