@@ -1,8 +1,12 @@
 """What tests of several folders share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Threads that share a tiny matrix only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -120,12 +119,6 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
         sys.argv = before
     out, err = capsys.readouterr()
     return int(code), out, err
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command line as a process of its own."""
-    command = [sys.executable, "-m", "postgrad", *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @dataclass(frozen=True)
