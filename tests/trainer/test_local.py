@@ -26,15 +26,14 @@ def with_values(batch, output):
 
 
 def one_update(parts, *, batch_tokens, learning_rate=1e-4):
-    """Averaged gradients and weights after one update, from several calls of forward_backward."""
+    """The gradient that Adam was given, and the weights, after several calls of forward_backward and one update."""
     model = random_model()
-    trainer = LocalTrainer(model, batch_tokens=batch_tokens)
+    trainer = LocalTrainer(model, batch_tokens=batch_tokens, max_grad_norm=1e9)
     for part in parts:
         trainer.forward_backward(part, nll)
-    count = sum(part.num_loss_tokens for part in parts)
-    gradients = {name: p.grad / count for name, p in model.named_parameters()}
     trainer.optim_step(learning_rate)
-    return gradients, state(model)
+    moments = {name: trainer._optimizer.state[p]["exp_avg"] for name, p in model.named_parameters()}
+    return {name: moment / (1 - ADAM["betas"][0]) for name, moment in moments.items()}, state(model)
 
 
 def rows_of(batch, *indices):
