@@ -105,7 +105,10 @@ def test_opening_a_current_store_does_not_need_the_write_lock(tmp_path: Path) ->
     writer = create_engine(url)
     with writer.connect() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        open_database(url, busy_timeout_s=0.1).dispose()
+        store = open_database(url, busy_timeout_s=0.1)
+        with store.connect() as reader:
+            assert reader.exec_driver_sql("SELECT count(*) FROM rounds").scalar() == 0
+        store.dispose()
     writer.dispose()
 
 
