@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from postgrad.errors import DataError
-from postgrad.rounds.manifest import STAGES, Manifest
+from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.report_charts import line_chart, reliability_chart
 from postgrad.run import METRIC_KEYS, atomic_write, read_metrics
 
@@ -88,7 +88,7 @@ def _view(manifest: Manifest) -> dict[str, Any]:
     labels = {"initial": "Initial", "released": "Released", "sft": "SFT", "rl": recipe["rl"]["algorithm"].upper()}
     return {
         "round": manifest.record,
-        "stages": [(name, stages.get(name)) for name in STAGES],
+        "stages": [(name, stages.get(name)) for name in manifest.stages],
         "stage": stages,
         "done": done,
         "labels": labels,

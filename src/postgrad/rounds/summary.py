@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,17 +19,23 @@ from rich.progress import (
 from rich.table import Table
 
 from postgrad.methods.sft import Progress as Report
-from postgrad.rounds.manifest import STAGES, Manifest
+from postgrad.rounds.manifest import Manifest
 
 WIDE = 72
 """Columns of a terminal that has room for a bar and its times."""
 
 
 class Bars:
-    """One live bar at a time; leaving the context stops it, whatever happened."""
+    """One live bar at a time; leaving the context stops it, whatever happened.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to draw.
+        stages: names of all that will be announced, in order.
+    """
+
+    def __init__(self, console: Console, stages: Sequence[str]) -> None:
         self._console = console
+        self._stages = stages
         self._live: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -39,7 +46,7 @@ class Bars:
 
     def announce(self, stage: str) -> None:
         self.stop()
-        self._console.print(f"[bold]{STAGES.index(stage) + 1}/{len(STAGES)}[/] {stage}")
+        self._console.print(f"[bold]{self._stages.index(stage) + 1}/{len(self._stages)}[/] {stage}")
 
     def open(self, title: str) -> Report:
         """A bar that pulses until the first step says how many there are; its title alone where nobody watches."""
