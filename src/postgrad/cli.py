@@ -55,7 +55,10 @@ def quickstart(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or a packaged recipe: quickstart, grpo-lora.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A TOML file, or a packaged recipe: quickstart, grpo-lora, pretrain-10m, pretrain-tiny."),
+    ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
     set_: Set = None,
@@ -232,7 +235,7 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
     _say(f"      postgrad {talk}")
 
 
-_POLICY = {"round": "rl"}
+_POLICY = {"round": "rl", "pretrain": "pretrain"}
 """A recipe's method -> the stage that leaves its policy."""
 
 
@@ -240,8 +243,16 @@ def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
 ) -> Callable[[Bars], Manifest]:
     """The recipe's method, ready to start: its slow imports done, and whatever can be refused at once refused."""
+    from postgrad.config import PretrainRecipe
     from postgrad.models.pull import resolve
 
+    if isinstance(recipe, PretrainRecipe):
+        text = _source(recipe.data.source, path)
+        from postgrad.rounds.pretrain import run_pretrain
+
+        return lambda bars: run_pretrain(
+            recipe, workspace=workspace, source=text, bar=bars.open, announce=bars.announce
+        )
     initial = resolve(recipe.model.name)
     source = _source(recipe.data.source, path)
     from postgrad.rounds.round import run_round
@@ -269,10 +280,11 @@ def _interrupt_at_once() -> None:
 
 def _source(source: str, recipe: Path) -> Path:
     from postgrad.errors import ConfigError
-    from postgrad.recipes import quickstart_data_path
+    from postgrad.recipes import books_data_path, quickstart_data_path
 
-    if source == "quickstart":
-        return quickstart_data_path()
+    packaged = {"quickstart": quickstart_data_path, "books": books_data_path}
+    if source in packaged:
+        return packaged[source]()
     path = recipe.parent / source
     if not path.is_file():
         raise ConfigError(f"'data.source' = {source!r} in {str(recipe)!r}: {str(path)!r} does not exist")

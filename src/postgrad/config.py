@@ -131,8 +131,42 @@ class Recipe(_Recipe):
     gate: GateConfig
 
 
-AnyRecipe = Recipe
-RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe}
+class FreshModelConfig(_Section):
+    config: dict[str, Any]
+    """`model_type` and any other keys of that transformers configuration; vocabulary and token ids are filled in."""
+
+
+class TextConfig(_Section):
+    source: str
+    """"books", or a .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet file; rows hold their document in `text`."""
+
+
+class TokenizerConfig(_Section):
+    vocab_size: Annotated[int, Field(gt=256)]
+    """Bytes, end of text and merges."""
+
+
+class PretrainConfig(_Section):
+    steps: Positive
+    rows_per_step: Positive
+    """Each as long as the model's context."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    evaluate_every: Positive
+    """Steps between two readings of the validation loss, and between two checkpoints."""
+
+
+class PretrainRecipe(_Recipe):
+    """A base model from text alone."""
+
+    method: Literal["pretrain"]
+    model: FreshModelConfig
+    data: TextConfig
+    tokenizer: TokenizerConfig
+    pretrain: PretrainConfig
+
+
+AnyRecipe = Recipe | PretrainRecipe
+RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe, "pretrain": PretrainRecipe}
 """By the recipe's `method`."""
 
 

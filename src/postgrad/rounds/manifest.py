@@ -27,7 +27,10 @@ from postgrad.run import atomic_write, disk_errors, sha256_file
 STAGES = ("prompts", "sft", "samples", "labels", "reward", "rl", "arena", "gate")
 """In the order of the loop."""
 
-METHODS: Mapping[str, tuple[str, ...]] = {"round": STAGES}
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "round": STAGES,
+    "pretrain": ("text", "tokenizer", "pretrain", "evaluate"),
+}
 """A recipe's method -> its stages, in order."""
 
 SCRATCH = "checkpoints"
