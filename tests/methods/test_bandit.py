@@ -162,7 +162,7 @@ BY_DEVIATION = {"grpo": GRPO(), "dapo": replace(DAPO, overlong_share=0.0), "gspo
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_optimum_is_reached(name: str) -> None:
     algorithm, beta = PLAIN[name]
-    assert total_variation(learned_by(algorithm), optimum(beta)) < 0.01
+    assert total_variation(learned_by(algorithm), optimum(beta)) < 0.005
 
 
 @pytest.mark.parametrize("name", BY_DEVIATION)
@@ -170,12 +170,12 @@ def test_dividing_by_the_deviation_has_a_fixed_point_of_its_own(name: str) -> No
     fixed = fixed_point(1.5, deviation, REWARDS)
     # gspo's narrow clip stops the reward's pull in a second update, but not the KL term's
     learned = learned_by(replace(BY_DEVIATION[name], kl_coef=1.5), updates_per_step=1 if name == "gspo" else 2)
-    assert total_variation(learned, fixed) < 0.01
+    assert total_variation(learned, fixed) < 0.005
 
 
 def test_maxrl_climbs_the_log_of_the_mean_reward() -> None:
     fixed = fixed_point(0.8, lambda policy: float(policy @ SUCCESSES), SUCCESSES)
-    assert total_variation(learned_by(replace(MAXRL, kl_coef=0.8), SUCCESSES), fixed) < 0.01
+    assert total_variation(learned_by(replace(MAXRL, kl_coef=0.8), SUCCESSES), fixed) < 0.005
 
 
 def test_every_relative_algorithm_meets_a_bandit() -> None:
