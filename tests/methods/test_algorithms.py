@@ -22,6 +22,13 @@ def test_every_name_makes_an_algorithm_of_its_own():
     assert len(set(algorithms)) == len(names)
 
 
+@pytest.mark.parametrize("path", sorted(recipe_path("quickstart").parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_packaged_recipe_makes_an_algorithm(path):
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert make_algorithm(recipe.rl).kl_coef == recipe.rl.kl_coef
+
+
 def test_what_a_recipe_leaves_out_is_the_algorithms_own():
     assert made(algorithm="ppo") == PPO()
     assert made(algorithm="reinforce") == Reinforce()
