@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -74,6 +74,14 @@ class Algorithm(Protocol):
     def prepare(self, batch: Batch, policy: Policy, reference: Policy) -> tuple[Batch, dict[str, float]]: ...
     def loss(self, batch: Batch, output: PolicyOutput) -> Loss:
         """Its metrics hold "policy/kl_old"."""
+        ...
+
+    def after(self, metrics: Mapping[str, float]) -> Self:
+        """The algorithm of the step that follows the one with these metrics.
+
+        What an algorithm learns about itself, such as an adaptive KL coefficient, is a function of the metrics that
+        `prepare` returned, so a resumed run folds the rows of its metrics file.
+        """
         ...
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from postgrad.config import PretrainConfig
 from postgrad.data.batch import Batch, collate
 from postgrad.data.text import Span, pack_rows
-from postgrad.methods.sft import Progress, epoch_batches, warmup_then_decay
+from postgrad.methods.schedule import rate_share
+from postgrad.methods.sft import Progress, epoch_batches
 from postgrad.models.policy import PolicyModel
 from postgrad.ops.losses import nll_loss
 from postgrad.protocols import Loss, PolicyOutput, Trainer
@@ -88,7 +89,7 @@ def pretrain(
         began = time.perf_counter()
         batch = training.batch([span for i in index for span in rows[i]])
         metrics = trainer.forward_backward(batch, _loss)
-        rate = cfg.learning_rate * warmup_then_decay(step, cfg.steps)
+        rate = cfg.learning_rate * rate_share("linear", step, cfg.steps, warmup_frac=0.1)
         metrics |= trainer.optim_step(rate) | {"optim/learning_rate": rate}
         seconds = time.perf_counter() - began
         metrics |= {"time/step_s": seconds, "time/tokens_per_s": batch.num_loss_tokens / seconds}
