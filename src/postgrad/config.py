@@ -289,6 +289,12 @@ class RlRecipe(_Recipe):
             raise ValueError("every grader can be named once")
         return value
 
+    @model_validator(mode="after")
+    def _tasks_have_verifiers(self) -> Self:
+        if not self.data.tasks and any(grader.function == "reasoning-gym" for grader in self.graders):
+            raise ValueError("grader 'reasoning-gym' needs 'data.tasks', whose questions it made")
+        return self
+
 
 AnyRecipe = Recipe | PretrainRecipe | RlRecipe
 RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe, "pretrain": PretrainRecipe, "rl": RlRecipe}

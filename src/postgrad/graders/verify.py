@@ -23,10 +23,13 @@ UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeErro
 
 
 def score_task(example: Example, answer: str) -> float:
-    """The data set's own opinion, in [0, 1]; an answer that it cannot parse is wrong, not unscored."""
+    """1 where the data set itself gives the answer full marks, else 0; what it cannot parse is wrong, not unscored.
+
+    Most data sets give part marks for an answer that merely contains the right one: half for "24" where it is 2.
+    """
     dataset = _dataset(example.metadata["task"], example.metadata["config"])
     try:
-        return float(dataset.score_answer(answer.strip(), example.metadata["entry"]))
+        return float(dataset.score_answer(answer.strip(), example.metadata["entry"]) >= 1)
     except UNREADABLE:
         return 0.0
 

@@ -27,7 +27,7 @@ from postgrad.methods.sft import Progress
 from postgrad.models.load import context_length, load_policy, save_policy
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Grader, RolloutEngine
-from postgrad.rollout import grade_groups, request_seed, rollout_groups
+from postgrad.rollout import grade_groups, request_seed
 from postgrad.rounds.context import write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
@@ -36,9 +36,9 @@ from postgrad.text.template import Renderer, check_fits
 from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
-from postgrad.types import Example, Message, SamplingParams
+from postgrad.types import Example, GenerationRequest, Group, Message, SamplingParams, Trajectory, Turn
 
-GREEDY, SAMPLED = "greedy", "sampled"
+GREEDY, SAMPLED = MODES = ("greedy", "sampled")
 
 
 @dataclass(frozen=True)
@@ -224,17 +224,36 @@ class _Exam:
             await self.sit(step)
 
     async def sit(self, step: int) -> None:
+        paths = {mode: self._path(step, mode) for mode in MODES}
+        if all(path.exists() for path in paths.values()):
+            return  # of this very policy: a resumed run repeats its steps bit for bit
+        groups = await grade_groups(await self._answers(), self.run.measures)
+        for i, path in enumerate(paths.values()):
+            sheet = [replace(group, trajectories=group.trajectories[i : i + 1]) for group in groups]
+            write_lines(path, answer_rows(sheet))
+
+    async def _answers(self) -> list[Group]:
+        """A group holds one answer of each mode, which share the reading of their prompt."""
         cfg = self.run.recipe.rl
-        for mode, temperature in ((GREEDY, 0.0), (SAMPLED, cfg.temperature)):
-            path = self._path(step, mode)
-            if path.exists():
-                continue  # of this very policy: a resumed run repeats its steps bit for bit
-            params = SamplingParams(max_tokens=cfg.max_tokens, temperature=temperature)
-            seed = self.run.seed("heldout")
-            groups = await rollout_groups(
-                self.examples, self.engine, self.run.renderer, params, group_size=1, seed=seed
+        params = [SamplingParams(cfg.max_tokens, temperature=0.0 if m == GREEDY else cfg.temperature) for m in MODES]
+        prompts = [self.run.renderer.render_prompt(example.prompt) for example in self.examples]
+        seed = self.run.seed("heldout")
+        requests = [
+            GenerationRequest(prompt, each, request_seed(seed, example.id, 0))
+            for example, prompt in zip(self.examples, prompts, strict=True)
+            for each in params
+        ]
+        completions = iter(await self.engine.generate(requests))
+        return [
+            Group(
+                example,
+                tuple(
+                    Trajectory(f"{example.id}/{mode}", (Turn(prompt, next(completions)),), "completed")
+                    for mode in MODES
+                ),
             )
-            write_lines(path, answer_rows(await grade_groups(groups, self.run.measures)))
+            for example, prompt in zip(self.examples, prompts, strict=True)
+        ]
 
     def points(self) -> list[dict[str, Any]]:
         """Accuracy at every examination, in order."""
@@ -247,7 +266,7 @@ class _Exam:
     def summary(self, last: int) -> dict[str, Any]:
         """First, last, and the paired change between them."""
         said: dict[str, Any] = {}
-        for mode in (GREEDY, SAMPLED):
+        for mode in MODES:
             first_rows, last_rows = _read(self._path(0, mode)), _read(self._path(last, mode))
             for name, value in (("before", accuracy(first_rows)), ("after", accuracy(last_rows))):
                 said[f"{mode}_{name}"] = value["accuracy"]
