@@ -128,25 +128,26 @@ def test_a_python_reward_function_trains_and_the_examinations_show_it(capsys, re
     assert f"chat {directory / 'policy'}" in out.replace("\n", "")
 
 
-@pytest.mark.parametrize("stop", [2, 5])
-def test_a_run_that_was_cut_off_ends_where_an_uninterrupted_one_does(capsys, recipe, tmp_path, monkeypatch, stop):
+def test_a_run_that_was_cut_off_ends_where_an_uninterrupted_one_does(capsys, recipe, tmp_path, monkeypatch):
     path = recipe(data=TASKS, lora_rank=2)
     assert call(capsys, "run", path, "--workspace", tmp_path / "whole")[0] == 0
-    real, updates = rl._update, []
+    real = rl._update
+    for stop in (2, 5):  # before the first checkpoint, and between the last examination and the end
+        updates = []
 
-    def cut(*args, **kwargs):
-        updates.append(1)
-        if len(updates) > stop:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        def cut(*args, updates=updates, stop=stop, **kwargs):
+            updates.append(1)
+            if len(updates) > stop:
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(rl, "_update", cut)
-        assert call(capsys, "run", path, "--workspace", tmp_path / "cut")[0] == 130
-    assert find_round(tmp_path / "cut", "latest").record.status == "running"
-    assert call(capsys, "run", path, "--workspace", tmp_path / "cut")[0] == 0
-    assert len(list_rounds(tmp_path / "cut")) == 1
-    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(rl, "_update", cut)
+            assert call(capsys, "run", path, "--workspace", tmp_path / f"cut{stop}")[0] == 130
+        assert find_round(tmp_path / f"cut{stop}", "latest").record.status == "running"
+        assert call(capsys, "run", path, "--workspace", tmp_path / f"cut{stop}")[0] == 0
+        assert len(list_rounds(tmp_path / f"cut{stop}")) == 1
+        assert outcome(tmp_path / f"cut{stop}") == outcome(tmp_path / "whole")
 
 
 def test_examining_does_not_change_what_is_learned(capsys, recipe, tmp_path):
