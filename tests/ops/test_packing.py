@@ -1,11 +1,13 @@
 import torch
 
+from postgrad.ops.attention import spans_mask
 from postgrad.ops.packing import pack, pad
 
 
 def visible(packed, row):
     """For every place of a row, the places that it sees."""
-    return [set(seen.nonzero().flatten().tolist()) for seen in packed.attention_mask[row, 0]]
+    mask = spans_mask(packed.spans, *packed.input_ids_RL.shape)
+    return [set(seen.nonzero().flatten().tolist()) for seen in mask[row, 0]]
 
 
 def test_pad_puts_zeros_on_the_right_and_keeps_the_lengths():
@@ -34,7 +36,7 @@ def test_padding_at_the_end_of_a_row_sees_itself_alone_and_is_seen_by_nobody():
 
 def test_a_token_sees_exactly_its_own_past_whatever_the_neighbours():
     generator = torch.Generator().manual_seed(0)
-    for row_tokens in (1, 12, 40, 500):
+    for row_tokens in (1, 12, 40, 500, None):
         heads = [[90 + h] * (1 + h) for h in range(5)]
         rows, prefixes = [], []
         for i in range(30):
@@ -65,6 +67,15 @@ def test_rows_hold_no_more_than_asked_but_for_a_sequence_that_is_longer():
     ids, lengths = pad([[1] * n for n in (2, 9, 3, 4, 5, 1)])
     assert pack(ids, lengths, row_tokens=12).input_ids_RL.shape == (2, 12)
     assert pack(ids, lengths, row_tokens=4).input_ids_RL.shape == (3, 9)
+
+
+def test_without_a_row_length_everything_lies_in_one_row_without_padding():
+    ids, lengths = pad([[7, 7, i, i, i] for i in range(5)] + [[1, 2, 3]])
+    packed = pack(ids, lengths, prefix_lengths_B=torch.tensor([2, 2, 2, 2, 2, 1]))
+    assert packed.input_ids_RL.shape == (1, 2 + 5 * 3 + 3)
+    assert packed.spans.shared == ((2, 17, 0, 2),)
+    assert packed.spans.causal[0] == (0, 2)
+    assert (17, 20) in packed.spans.causal, "a prefix of one sequence alone is a part of it"
 
 
 def test_a_bundle_that_outgrows_its_row_ends_and_the_prefix_is_held_again():
