@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -61,8 +61,23 @@ class RewardConfig(_Section):
     min_accuracy: Share = 0.55
 
 
+AlgorithmName = Literal["ppo", "reinforce", "grpo", "dr_grpo", "rloo", "dapo", "gspo", "cispo", "maxrl"]
+
+
 class RlConfig(_Section):
-    algorithm: Literal["ppo", "grpo"] = "ppo"
+    """A key that is None takes the algorithm's own default (docs/algorithms.md)."""
+
+    PPO_ONLY: ClassVar = {
+        "kl_target",
+        "whiten_rewards",
+        "dual_clip",
+        "value_clip",
+        "value_coef",
+        "gamma",
+        "gae_lambda",
+    }
+
+    algorithm: AlgorithmName = "ppo"
     steps: Positive
     prompts_per_step: Positive = 16
     group_size: Positive = 4
@@ -76,12 +91,33 @@ class RlConfig(_Section):
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     kl_stop: Annotated[float, Field(gt=0)] = 10.0
     """Nats per answer from the reference; the run ends before a step beyond it."""
-    clip_eps: Annotated[float, Field(gt=0)] = 0.2
-    value_clip: Annotated[float, Field(gt=0)] = 0.2
-    value_coef: Annotated[float, Field(ge=0)] = 0.1
-    gamma: Share = 1.0
-    gae_lambda: Share = 0.95
-    missing_end_penalty: Annotated[float, Field(ge=0)] = 1.0
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Nats per answer to which `kl_coef` is steered; None leaves it where it is."""
+    clip_eps: Annotated[float, Field(gt=0)] | None = None
+    clip_eps_high: Annotated[float, Field(gt=0)] | None = None
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    value_clip: Annotated[float, Field(gt=0)] | None = None
+    value_coef: Annotated[float, Field(ge=0)] | None = None
+    whiten_rewards: bool | None = None
+    gamma: Share | None = None
+    gae_lambda: Share | None = None
+    missing_end_penalty: Annotated[float, Field(ge=0)] | None = None
+
+    @field_validator("group_size", "clip_eps", "missing_end_penalty", *sorted(PPO_ONLY))
+    @classmethod
+    def _fits_the_algorithm(cls, value: float | None, info: ValidationInfo) -> float | None:
+        key, algorithm = info.field_name, info.data.get("algorithm")
+        if value is None or algorithm is None:
+            return value
+        if key in cls.PPO_ONLY and algorithm != "ppo":
+            raise ValueError(f"belongs to ppo, and 'rl.algorithm' is {algorithm!r}; remove it")
+        if key == "group_size" and value < 2 and algorithm not in ("ppo", "reinforce"):
+            raise ValueError(f"{algorithm} compares siblings and needs group_size >= 2")
+        if key == "clip_eps" and algorithm == "cispo":
+            raise ValueError("cispo has no lower bound; set 'rl.clip_eps_high'")
+        if key == "missing_end_penalty" and value > 0 and algorithm == "maxrl":
+            raise ValueError("maxrl needs rewards >= 0; leave the penalty at 0")
+        return value
 
     @field_validator("top_p", "top_k")
     @classmethod

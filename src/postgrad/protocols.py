@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -71,6 +71,14 @@ class Algorithm(Protocol):
     def select(self, groups: Sequence[Group]) -> list[Group]: ...
     def prepare(self, batch: Batch, policy: Policy, reference: Policy) -> tuple[Batch, dict[str, float]]: ...
     def loss(self, batch: Batch, output: PolicyOutput) -> Loss: ...
+
+    def after(self, metrics: Mapping[str, float]) -> Self:
+        """The algorithm of the step that follows the one with these metrics.
+
+        What an algorithm learns about itself, such as an adaptive KL coefficient, is a function of the metrics that
+        `prepare` returned, so a resumed run folds the rows of its metrics file.
+        """
+        ...
 
 
 class Trainer(Policy, Protocol):

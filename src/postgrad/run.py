@@ -46,8 +46,9 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "policy/kl_ref": Metric("KL from the reference, nats an answer (k1)", -1, 10),
     "policy/kl_old": Metric("KL of one step's update from the sampling policy, nats a token (k3)", 0, 0.05),
     "policy/entropy": Metric("mean entropy of the next token, nats", 0.1, 6),
-    "policy/clip_frac": Metric("share of tokens whose probability ratio was clipped", 0, 0.3),
+    "policy/clip_frac": Metric("share of tokens whose probability ratio was clipped; gspo clips more", 0, 0.3),
     "policy/ratio_mean": Metric("mean probability ratio of new to old policy", 0.5, 2),
+    "policy/kl_coef": Metric("weight of the KL penalty in the reward", 0, 1),
     "value/clip_frac": Metric("share of tokens whose value moved further than the clip allows", 0, 0.5),
     "value/explained_variance": Metric("share of the returns' variance that the critic explains", -0.5, 1),
     "rollout/truncated_frac": Metric("share of answers cut at the token limit", 0, 0.5),
@@ -55,6 +56,15 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "rollout/completion_tokens": Metric("mean length of an answer, tokens", 1),
     "group/no_signal_frac": Metric("share of groups whose answers all have one reward", 0, 0.5),
     "sampler/logprob_diff_max": Metric("largest |sampler - trainer| logprob of a sampled token, nats", 0, 1e-5),
+    "sampler/ratio_mean": Metric("mean probability ratio of trainer to sampler, truncated", 0.9, 1.1),
+    "sampler/truncated_frac": Metric("share of tokens whose ratio of trainer to sampler was truncated", 0, 0.01),
+    "sampler/dropped_frac": Metric("share of answers left out as sampled by another policy", 0, 0.05),
+    **{
+        f"sampler/dropped_frac_{i}": Metric(
+            f"the same in tenth {i} by length, 1 the shortest; absent if none was", 0, 0.1
+        )
+        for i in range(1, 11)
+    },
     "optim/grad_norm": Metric("global gradient norm before clipping", 0, 100),
     "optim/learning_rate": Metric("learning rate of this step", 0, 1e-2),
     "time/step_s": Metric("seconds for the whole step", 0),

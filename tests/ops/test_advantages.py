@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postgrad.ops.advantages import gae, group_advantages
+from postgrad.ops.advantages import gae, group_advantages, overlong_penalty, sampler_weights
 
 REWARDS = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
 VALUES = torch.tensor([[0.5, 0.6, 0.7]], dtype=torch.float64)
@@ -144,3 +146,54 @@ def test_maxrl_refuses_negative_rewards():
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'gpro' is not one of"):
         group_advantages(EIGHT, torch.zeros(8, dtype=torch.int64), kind="gpro")
+
+
+def test_the_overlong_penalty_falls_linearly_over_the_last_part_of_the_budget():
+    lengths = torch.tensor([1, 12, 16, 17, 18, 19, 20, 25])
+    penalty = overlong_penalty(lengths, max_tokens=20, buffer=4)
+    assert penalty.tolist() == [0, 0, 0, -0.25, -0.5, -0.75, -1, -1]
+
+
+W = torch.tensor([[0.9, 1.1, 4, 0.3]], dtype=torch.float64)
+
+
+def weigh(log_w, mask=None, **bounds):
+    sampler = torch.full_like(log_w, -2.0)
+    mask = torch.ones_like(log_w, dtype=torch.bool) if mask is None else mask
+    return sampler_weights(sampler + log_w, sampler, mask, **bounds)
+
+
+def test_sampler_weights_golden():
+    weights, kept = weigh(W.log(), cap=2.0, low=1.044008, high=1.044010)
+    torch.testing.assert_close(weights, torch.tensor([[0.9, 1.1, 2, 0.3]], dtype=torch.float64))
+    assert kept.tolist() == [True]
+    for bounds in ({"low": 1.044010, "high": 2.0}, {"low": 0.5, "high": 1.044008}):
+        assert weigh(W.log(), cap=2.0, **bounds)[1].tolist() == [False]
+
+
+@pytest.mark.parametrize("length", [1, 92, 1000])
+def test_a_small_drift_is_small_at_any_length_where_the_product_is_not(length):
+    _, kept = weigh(torch.full((1, length), 0.012, dtype=torch.float64), cap=2.0, low=0.98, high=1.0121)
+    assert kept.tolist() == [True]
+    assert (math.exp(0.012 * length) > 3) == (length > 91)
+
+
+def test_what_is_masked_has_no_say_in_weights_or_filter():
+    log_w = torch.tensor([[NAN, 0.1, NAN, -0.1], [5.0, 0.0, 9.0, 0.0]], dtype=torch.float64)
+    mask = torch.tensor([[False, True, False, True]] * 2)
+    weights, kept = weigh(log_w, mask, cap=2.0, low=0.999, high=1.001)
+    torch.testing.assert_close(weights[mask], torch.tensor([0.1, -0.1, 0, 0], dtype=torch.float64).exp())
+    assert weights[~mask].tolist() == [0] * 4
+    assert kept.tolist() == [True, True]
+    drifted = torch.tensor([[NAN, 0.3, NAN, 0.3]], dtype=torch.float64)
+    assert weigh(drifted, mask[:1], cap=2.0, low=0.8, high=1.25)[1].tolist() == [False]
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8))
+def test_weights_never_exceed_the_cap_and_equal_policies_weigh_one(log_w):
+    weights, _ = weigh(torch.tensor([log_w], dtype=torch.float64), cap=2.0, low=0.8, high=1.25)
+    assert weights.max().item() <= 2.0
+    assert weights.min().item() > 0
+    same, kept = weigh(torch.zeros(1, len(log_w)), cap=2.0, low=0.8, high=1.25)
+    assert same.tolist() == [[1.0] * len(log_w)]
+    assert kept.all()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from postgrad.ops.kl import kl_estimate
+from postgrad.ops.kl import kl_estimate, next_kl_coef
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -60,3 +60,10 @@ def test_k3_of_nearly_equal_policies_is_not_lost_in_float32_rounding():
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="'k4' is not one of k1, k2, k3"):
         kl_estimate(P, Q, "k4")
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"), [(6.0, 1), (6.6, 1.01), (5.4, 0.99), (60.0, 1.02), (0.0, 0.98), (-3.0, 0.98)]
+)
+def test_the_adaptive_coefficient_moves_by_a_tenth_of_the_relative_error_and_two_percent_at_most(kl, factor):
+    assert next_kl_coef(0.5, kl, target=6.0) == pytest.approx(0.5 * factor)

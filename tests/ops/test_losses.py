@@ -103,6 +103,33 @@ def test_gspo_counts_sequences_and_weighs_short_and_long_alike():
     assert metrics["policy/ratio_mean"] == 2
 
 
+@pytest.mark.parametrize(("reduction", "mean"), [("sequence", 0.0), ("token", 1 / 3), (4, 0.25)])
+@pytest.mark.parametrize("kind", ["ppo", "cispo", "reinforce"])
+def test_reductions_of_the_policy_loss_golden(kind, reduction, mean):
+    logprobs = -torch.ones(2, 4, dtype=torch.float64)
+    sign = 1 if kind == "ppo" else -1  # theirs multiplies the logprob of minus one, not the ratio
+    total, count, metrics = policy_loss(
+        logprobs, logprobs, ADVANTAGES, TWO_AND_FOUR, clip_eps=0.2, kind=kind, reduction=reduction
+    )
+    assert total.item() / count == pytest.approx(sign * mean)
+    assert metrics["policy/ratio_mean"] == count
+
+
+def test_under_a_budget_metrics_stay_means_over_tokens_and_the_loss_is_its_own():
+    old = tensor([-1, -1, NAN, NAN], [-1, -1, -1, -1])
+    new = old + tensor([math.log(2), 0, 0, 0], [0, 0, 0, 0])
+    total, count, metrics = policy_loss(new, old, ADVANTAGES, TWO_AND_FOUR, clip_eps=0.2, reduction=100)
+    assert count == 2
+    assert total.item() == pytest.approx((-1.2 - 1 + 4) / 100)
+    assert metrics["policy/ratio_mean"] / count == pytest.approx((1.5 + 1) / 2)
+    assert metrics["policy/clip_frac"] / count == pytest.approx(0.25)
+
+
+def test_gspo_has_no_reduction_but_its_own():
+    with pytest.raises(AssertionError, match="one ratio a sequence"):
+        policy_loss(ADVANTAGES, ADVANTAGES, ADVANTAGES, TWO_AND_FOUR, clip_eps=0.2, kind="gspo", reduction="token")
+
+
 def test_gspo_clips_the_geometric_mean_of_a_sequence_not_its_tokens():
     old = tensor([-1, -1, -9, -1])
     mask = torch.tensor([[True, True, False, True]])
@@ -314,10 +341,43 @@ def test_nll_weights_count_in_the_sum_and_in_the_count():
     assert logprobs.grad[0].tolist() == [-0.5, -3, 0]
 
 
+def softplus(x):
+    return max(x, 0) + math.log1p(math.exp(-abs(x)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_preference_losses_are_those_of_the_papers_to_the_sixth_digit(seed):
+    g = torch.Generator().manual_seed(seed)
+    rows = (torch.randn(4, 12, generator=g, dtype=torch.float64) * 3).tolist()
+    chosen, rejected, ref_chosen, ref_rejected = rows
+    gaps = [(a - c) - (b - d) for a, b, c, d in zip(*rows, strict=True)]
+    tensors = [tensor(*row) for row in rows]
+    beta, flipped = 0.2, 0.1
+    wanted = {
+        "sigmoid": sum((1 - flipped) * softplus(-beta * x) + flipped * softplus(beta * x) for x in gaps),
+        "ipo": sum((x - 1 / (2 * beta)) ** 2 for x in gaps),
+    }
+    smoothed, _, _ = dpo_loss(*tensors, beta=beta, label_smoothing=flipped)
+    assert smoothed.item() == pytest.approx(wanted["sigmoid"], abs=1e-6)
+    assert dpo_loss(*tensors, beta=beta, kind="ipo")[0].item() == pytest.approx(wanted["ipo"], abs=1e-6)
+
+    weights, margins = [abs(x) for x in ref_chosen], [abs(x) for x in ref_rejected]
+    ties = [x > 0 for x in ref_rejected]
+    expected = 0.0
+    for c, r, w, m, tie in zip(chosen, rejected, weights, margins, ties, strict=True):
+        expected += w * ((softplus(r - c) + softplus(c - r)) / 2 if tie else softplus(m - (c - r)))
+    total, count, _ = bradley_terry_loss(
+        *tensors[:2], weight=tensor(*weights), margin=tensor(*margins), tie=torch.tensor(ties)
+    )
+    assert total.item() == pytest.approx(expected, abs=1e-6)
+    assert count == pytest.approx(sum(weights))
+
+
 def losses(x, y, z, mask):
     """Every loss on [B, T] inputs; pairs are the positions of [B, T], flattened."""
     flat = [t.flatten() for t in (x, y, z)]
     yield from (policy_loss(x, y, z, mask, clip_eps=0.2, dual_clip=3.0, kind=kind) for kind in KINDS)
+    yield from (policy_loss(x, y, z, mask, clip_eps=0.2, reduction=reduction) for reduction in ("sequence", 6))
     yield value_loss(x, y, z, mask, value_clip=0.3)
     yield nll_loss(x, mask)
     yield nll_loss(x, mask, z.abs())
@@ -337,7 +397,7 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_parts_and_blind_to_padding(seed
         assert count == pytest.approx(first[1] + second[1])
         assert metrics == pytest.approx({k: first[2][k] + second[2][k] for k in metrics}, abs=1e-9)
     padded = [torch.nn.functional.pad(t, (padding, 0), value=NAN) for t in tensors]
-    masked_losses = list(losses(*padded, torch.nn.functional.pad(mask, (padding, 0))))[:7]
+    masked_losses = list(losses(*padded, torch.nn.functional.pad(mask, (padding, 0))))[:9]
     for (total, count, metrics), other in zip(losses(*tensors, mask), masked_losses, strict=False):
         assert (total.item(), count) == (pytest.approx(other[0].item(), abs=1e-9), pytest.approx(other[1]))
         assert metrics == pytest.approx(other[2], abs=1e-9)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postgrad.ops.masked import masked_mean, masked_whiten
+from postgrad.ops.masked import masked_mean, masked_whiten, reduced_sum
 
 NAN = float("nan")
 ADVANTAGES = torch.tensor([[0.46575, 0.385, 0.3, NAN]], dtype=torch.float64)
@@ -65,3 +65,25 @@ def test_whitened_entries_have_mean_zero_variance_one_whatever_the_scale(entries
     assert whitened[mask].var().item() == pytest.approx(1, abs=1e-6)
     assert whitened[~mask].abs().sum().item() == 0
     torch.testing.assert_close(masked_whiten(x * scale + shift, mask, shift_mean=True), whitened, atol=1e-6, rtol=0)
+
+
+LOSS = torch.tensor([[-1.0, -1, NAN, NAN], [1, 1, 1, 1], [NAN] * 4], dtype=torch.float64)
+TWO_AND_FOUR = torch.tensor([[True, True, False, False], [True] * 4, [False] * 4])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "mean", "count"), [("token", 1 / 3, 6), ("sequence", 0.0, 2), (4, 0.25, 2), (8, 0.125, 2)]
+)
+def test_reductions_golden(reduction, mean, count):
+    total, counted = reduced_sum(LOSS, TWO_AND_FOUR, reduction)
+    assert (total.item() / counted, counted) == (pytest.approx(mean), count)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.sampled_from(["token", "sequence", 5]))
+def test_parts_of_a_batch_add_up_to_the_reduction_of_the_whole(seed, cut, reduction):
+    g = torch.Generator().manual_seed(seed)
+    x, mask = torch.randn(5, 6, generator=g, dtype=torch.float64), torch.rand(5, 6, generator=g) > 0.4
+    total, count = reduced_sum(x, mask, reduction)
+    first, second = (reduced_sum(x[part], mask[part], reduction) for part in (slice(cut), slice(cut, None)))
+    assert total.item() == pytest.approx((first[0] + second[0]).item())
+    assert count == first[1] + second[1]

@@ -1,18 +1,20 @@
 """Proximal policy optimisation with a learned critic (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
 
 The recipe for language models is Ziegler et al. 2019 (arXiv:1909.08593): the score at the last token, a KL
-penalty to the reference at every token, a value head on the policy's trunk.
+penalty to the reference at every token, a value head on the policy's trunk. TRL has no PPO since 1.16; verl and
+OpenRLHF differ in `value_clip` 0.5 and `gae_lambda` 1, verl in `dual_clip` 3, and both leave KL out or at 0.01.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 from postgrad.data.batch import Batch
+from postgrad.methods.credit import CORRECTION, Correction, final_rewards, policy_metrics, scored, token_rewards
 from postgrad.ops.advantages import gae
+from postgrad.ops.kl import next_kl_coef
 from postgrad.ops.losses import policy_loss, value_loss
 from postgrad.ops.masked import masked_whiten
 from postgrad.protocols import Loss, Policy, PolicyOutput
@@ -24,39 +26,46 @@ class PPO:
     """Defaults follow Huang et al. 2024 (arXiv:2403.17031) but for `missing_end_penalty`, its no-EOS trick."""
 
     clip_eps: float = 0.2
+    clip_eps_high: float | None = None
+    dual_clip: float | None = None
+    """3 is the choice of arXiv:1912.09729."""
     value_clip: float = 0.2
     value_coef: float = 0.1
     kl_coef: float = 0.05
+    kl_target: float | None = None
+    """Nats an answer to which `kl_coef` is steered; None leaves it fixed."""
+    whiten_rewards: bool = False
+    """Scale the rewards of a batch's tokens, KL included, to variance one; their mean stays."""
     gamma: float = 1.0
     gae_lambda: float = 0.95
     missing_end_penalty: float = 1.0
     """Taken from the reward of an answer that the token limit cut off."""
+    correction: Correction = CORRECTION
 
     def select(self, groups: Sequence[Group]) -> list[Group]:
-        """Every group in which somebody has an opinion."""
-        return [g for g in groups if all(t.reward is not None for t in g.trajectories)]
+        """Every answer that somebody has an opinion on."""
+        return scored(groups)
 
     def prepare(self, batch: Batch, policy: Policy, reference: Policy) -> tuple[Batch, dict[str, float]]:
         """Fill old and reference logprobs, values, advantages and returns."""
         old = policy.evaluate(batch)
-        ref = reference.evaluate(batch)
         assert old.values is not None, "PPO needs a policy with a value head"
-        assert batch.rewards is not None
-        assert batch.finished is not None
-        log_ratio = (old.logprobs - ref.logprobs) * batch.loss_mask
-        rewards_BT = -self.kl_coef * log_ratio  # k1, Schulman 2020, "Approximating KL divergence"
-        final = batch.rewards - self.missing_end_penalty * (~batch.finished)
-        rows = torch.arange(len(batch))
-        rewards_BT[rows, batch.lengths - 1] += final
-        advantages, returns = gae(rewards_BT, old.values, batch.loss_mask, gamma=self.gamma, lam=self.gae_lambda)
-        prepared = batch.with_(
-            old_logprobs=old.logprobs,
-            ref_logprobs=ref.logprobs,
-            old_values=old.values,
-            advantages=masked_whiten(advantages, batch.loss_mask, shift_mean=True),
-            returns=returns,
+        mask = batch.loss_mask
+        batch = batch.with_(
+            old_logprobs=old.logprobs, ref_logprobs=reference.evaluate(batch).logprobs, old_values=old.values
         )
-        return prepared, prepare_metrics(prepared, old) | {"value/explained_variance": _explained(prepared)}
+        rewards = token_rewards(batch, final_rewards(batch, self.missing_end_penalty), self.kl_coef)
+        metrics = policy_metrics(batch, old) | {
+            "policy/kl_coef": self.kl_coef,
+            "reward/penalised_mean": float((rewards * mask).sum() / len(batch)),
+        }
+        if self.whiten_rewards:
+            rewards = masked_whiten(rewards, mask, shift_mean=False)
+        advantages, returns = gae(rewards, old.values, mask, gamma=self.gamma, lam=self.gae_lambda)
+        batch = batch.with_(advantages=masked_whiten(advantages, mask, shift_mean=True), returns=returns)
+        metrics["value/explained_variance"] = _explained(batch)
+        batch, corrected = self.correction.apply(batch)
+        return batch, metrics | corrected
 
     def loss(self, batch: Batch, output: PolicyOutput) -> Loss:
         """Clipped surrogate plus `value_coef` times the clipped value error, summed over tokens."""
@@ -66,25 +75,25 @@ class PPO:
         assert batch.old_values is not None
         assert batch.returns is not None
         total, count, metrics = policy_loss(
-            output.logprobs, batch.old_logprobs, batch.advantages, batch.loss_mask, clip_eps=self.clip_eps
+            output.logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            batch.loss_mask,
+            clip_eps=self.clip_eps,
+            clip_eps_high=self.clip_eps_high,
+            dual_clip=self.dual_clip,
         )
         value_total, _, value_metrics = value_loss(
             output.values, batch.old_values, batch.returns, batch.loss_mask, value_clip=self.value_clip
         )
         return Loss(total + self.value_coef * value_total, count, metrics | value_metrics)
 
-
-def prepare_metrics(batch: Batch, old: PolicyOutput) -> dict[str, float]:
-    """How far the policy stands from the reference, how sure it is, and whether the engine said the same."""
-    assert batch.ref_logprobs is not None
-    assert batch.sampler_logprobs is not None
-    mask = batch.loss_mask
-    log_ratio = (old.logprobs - batch.ref_logprobs) * mask
-    return {
-        "policy/kl_ref": float(log_ratio.sum() / len(batch)),
-        "policy/entropy": float((old.entropy * mask).sum() / mask.sum()),
-        "sampler/logprob_diff_max": float(((old.logprobs - batch.sampler_logprobs) * mask).abs().max()),
-    }
+    def after(self, metrics: Mapping[str, float]) -> Self:
+        """The next step's PPO: with `kl_target`, the coefficient that the last step used moves by the KL it found."""
+        if self.kl_target is None or "policy/kl_ref" not in metrics:
+            return self
+        used, found = metrics["policy/kl_coef"], metrics["policy/kl_ref"]
+        return replace(self, kl_coef=next_kl_coef(used, found, target=self.kl_target))
 
 
 def _explained(batch: Batch) -> float:

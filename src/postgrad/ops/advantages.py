@@ -71,3 +71,32 @@ def group_advantages(rewards_N: Tensor, group_ids_N: Tensor, *, kind: GroupKind,
     else:
         raise ValueError(f"group advantage {kind!r} is not one of grpo, dr_grpo, rloo, maxrl")
     return advantages_N.to(rewards_N.dtype)
+
+
+@torch.no_grad()
+def overlong_penalty(num_tokens_B: Tensor, *, max_tokens: int, buffer: int) -> Tensor:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13): 0 up to max_tokens - buffer, then down to -1 at max.
+
+    `num_tokens_B` are lengths of answers, prompts apart.
+    """
+    assert 0 < buffer <= max_tokens, "the buffer is the last part of the token budget"
+    return ((max_tokens - buffer - num_tokens_B) / buffer).clamp(-1, 0)
+
+
+@torch.no_grad()
+def sampler_weights(
+    old_logprobs_BT: Tensor, sampler_logprobs_BT: Tensor, mask_BT: Tensor, *, cap: float, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """What answers are worth that another distribution sampled than the one that trains.
+
+    With w = exp(old_logprobs - sampler_logprobs): a token weighs min(w, cap), truncated importance sampling
+    (Ionides 2008), and an answer stays while the geometric mean of its w is in [low, high], which, unlike their
+    product, does not drift with its length. Weights of equal distributions are one.
+
+    Returns:
+        weights [B, T], zero where masked, and the answers that stay, [B] bool.
+    """
+    log_w_BT = (old_logprobs_BT - sampler_logprobs_BT).masked_fill(~mask_BT, 0)
+    mean_B = (log_w_BT.sum(1) / mask_BT.sum(1).clamp_min(1)).exp()
+    weights_BT = log_w_BT.exp().clamp_max(cap).masked_fill(~mask_BT, 0)
+    return weights_BT, (mean_B >= low) & (mean_B <= high)

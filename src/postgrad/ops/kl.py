@@ -28,3 +28,12 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KlKind) -> Tensor:
     if kind == "k3":
         return torch.expm1(-d) + d
     raise ValueError(f"KL estimate {kind!r} is not one of k1, k2, k3")
+
+
+def next_kl_coef(kl_coef: float, kl: float, *, target: float) -> float:
+    """Ziegler et al. 2019 (arXiv 1909.08593, section 2.2): move the coefficient so that KL goes to `target`.
+
+    Both divergences are in nats an answer. One step changes the coefficient by 2 % at most.
+    """
+    error = min(max((kl - target) / target, -0.2), 0.2)
+    return kl_coef * (1 + 0.1 * error)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from postgrad.ops.kl import kl_estimate
-from postgrad.ops.masked import masked_sum
+from postgrad.ops.masked import Reduction, masked_sum, reduced_sum
 
 LossSum = tuple[Tensor, float, dict[str, float]]
 PolicyLossKind = Literal["ppo", "gspo", "cispo", "reinforce"]
@@ -30,6 +30,7 @@ def policy_loss(
     clip_eps_high: float | None = None,
     dual_clip: float | None = None,
     kind: PolicyLossKind = "ppo",
+    reduction: Reduction | None = None,
 ) -> LossSum:
     """Policy gradient with the ratio r = exp(logprobs - old_logprobs); all tensors are [..., T].
 
@@ -39,26 +40,26 @@ def policy_loss(
     cispo: -sg(min(r, 1 + clip_eps_high)) A logprobs, without lower bound (arXiv 2506.13585 eq. 4).
     reinforce: -A logprobs; right only while the policy is the one that sampled.
 
-    The units summed and counted are the selected tokens. gspo has no loss per token: its units are the sequences with
-    a selected token, and its metrics are sums over sequences of what is a mean over the sequence's tokens.
-    `clip_eps_high` defaults to `clip_eps`. "policy/clip_frac" sums the units whose gradient a bound removes (cispo:
-    truncates), "policy/kl_old" the k3 estimate of KL(old || new) in nats per token.
+    `clip_eps_high` defaults to `clip_eps`, `reduction` to "token", but for gspo, which has one ratio a sequence and no
+    other reduction than "sequence". Metrics are sums over what is counted: tokens, or a sequence's mean over its
+    tokens. "policy/clip_frac" sums the tokens whose gradient a bound removes (cispo: truncates), "policy/kl_old" the
+    k3 estimate of KL(old || new) in nats per token.
 
     Raises:
         ValueError: unknown kind.
     """
     assert dual_clip is None or dual_clip > 1, "a dual clip of one or less would bound the on-policy loss"
+    assert kind != "gspo" or reduction in (None, "sequence"), "gspo has one ratio a sequence"
     high = clip_eps if clip_eps_high is None else clip_eps_high
+    reduction = reduction or ("sequence" if kind == "gspo" else "token")
     logprobs = logprobs.masked_fill(~mask, 0)
     old_logprobs = old_logprobs.masked_fill(~mask, 0)
     advantages = advantages.masked_fill(~mask, 0)
     log_ratio = logprobs - old_logprobs
     kl_old = kl_estimate(old_logprobs, logprobs.detach(), "k3")
-    unit_mask = mask
     if kind == "gspo":
-        num_tokens = mask.sum(-1)
-        unit_mask = num_tokens > 0
-        log_ratio, advantages, kl_old = (x.sum(-1) / num_tokens.clamp_min(1) for x in (log_ratio, advantages, kl_old))
+        num_tokens = mask.sum(-1, keepdim=True).clamp_min(1)
+        log_ratio, advantages = ((x.sum(-1, keepdim=True) / num_tokens).expand_as(x) for x in (log_ratio, advantages))
     ratio = log_ratio.exp()
     if kind in ("ppo", "gspo"):
         loss, clipped = _clipped_surrogate(ratio, advantages, 1 - clip_eps, 1 + high, dual_clip)
@@ -70,14 +71,11 @@ def policy_loss(
         clipped = torch.zeros_like(mask)
     else:
         raise ValueError(f"policy loss {kind!r} is not one of ppo, gspo, cispo, reinforce")
-    total = masked_sum(loss, unit_mask)
-    metrics = {
-        "loss/policy": total,
-        "policy/clip_frac": (clipped & unit_mask).sum(),
-        "policy/kl_old": masked_sum(kl_old, unit_mask),
-        "policy/ratio_mean": masked_sum(ratio, unit_mask),
-    }
-    return total, int(unit_mask.sum()), _floats(metrics)
+    total, count = reduced_sum(loss, mask, reduction)
+    per_unit: Reduction = "token" if reduction == "token" else "sequence"
+    quantities = {"policy/clip_frac": clipped.to(ratio.dtype), "policy/kl_old": kl_old, "policy/ratio_mean": ratio}
+    metrics = {key: reduced_sum(x, mask, per_unit)[0] for key, x in quantities.items()}
+    return total, count, _floats({"loss/policy": total} | metrics)
 
 
 def _clipped_surrogate(

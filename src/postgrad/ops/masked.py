@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 WHITEN_EPS = 1e-8
 
+Reduction = Literal["token", "sequence"] | int
+"""How a loss per token becomes one number.
+
+"token": the mean over all tokens (DAPO, arXiv 2503.14476, eq. 12). "sequence": the mean over sequences of the mean over
+their tokens (GRPO, arXiv 2402.03300, eq. 3). An integer L: the sum over tokens, divided by L and by the number of
+sequences (Dr. GRPO, arXiv 2503.20783).
+"""
+
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     return x.masked_fill(~mask, 0).sum()
+
+
+def reduced_sum(x: Tensor, mask: Tensor, reduction: Reduction) -> tuple[Tensor, int]:
+    """(sum, count) over [..., T], whose quotient, parts of a batch added up before it is taken, is the reduction.
+
+    The count is that of tokens for "token", else of sequences with a selected token.
+    """
+    if reduction == "token":
+        return masked_sum(x, mask), int(mask.sum())
+    num_tokens = mask.sum(-1)
+    sums = x.masked_fill(~mask, 0).sum(-1)
+    total = sums / num_tokens.clamp_min(1) if reduction == "sequence" else sums / reduction
+    return total.sum(), int((num_tokens > 0).sum())
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

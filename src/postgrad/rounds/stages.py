@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from itertools import combinations
 
 import torch
@@ -14,8 +15,7 @@ from postgrad.feedback.agreement import label_summary
 from postgrad.feedback.records import Judged, Sample, Submission
 from postgrad.feedback.utility import utility
 from postgrad.graders.reward_model import RewardModelGrader
-from postgrad.methods.grpo import GRPO
-from postgrad.methods.ppo import PPO
+from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.reward import (
     Ranked,
     Verdict,
@@ -28,7 +28,7 @@ from postgrad.methods.reward import (
 from postgrad.methods.rl import train_rl
 from postgrad.methods.sft import train_sft
 from postgrad.models.load import context_length, load_reward_model, save_policy, save_reward_model
-from postgrad.protocols import Algorithm, Policy
+from postgrad.protocols import Policy
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import (
     Context,
@@ -219,19 +219,8 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     reference: Policy = FrozenPolicy(
         model if shared else ctx.load("sft"), batch_tokens=tokens, temperature=cfg.temperature, adapter_off=shared
     )
-    algorithm: Algorithm
-    if cfg.algorithm == "ppo":
-        algorithm = PPO(
-            clip_eps=cfg.clip_eps,
-            value_clip=cfg.value_clip,
-            value_coef=cfg.value_coef,
-            kl_coef=cfg.kl_coef,
-            gamma=cfg.gamma,
-            gae_lambda=cfg.gae_lambda,
-            missing_end_penalty=cfg.missing_end_penalty,
-        )
-    else:
-        algorithm = GRPO(clip_eps=cfg.clip_eps, kl_coef=cfg.kl_coef, missing_end_penalty=cfg.missing_end_penalty)
+    algorithm = make_algorithm(cfg)
+    run.write_config({"algorithm": cfg.algorithm} | asdict(algorithm))
     grader = RewardModelGrader(load_reward_model(ctx.manifest.stage_directory("reward") / "model"))
     stopped = asyncio.run(
         train_rl(
