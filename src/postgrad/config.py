@@ -12,6 +12,8 @@ from postgrad.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Schedule = Literal["constant", "linear", "cosine"]
+"""What the learning rate does after its warmup: stay, or fall to a tenth of the peak."""
 
 
 class _Section(BaseModel):
@@ -39,6 +41,9 @@ class SftConfig(_Section):
     epochs: Positive = 1
     examples_per_step: Positive = 16
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    schedule: Schedule = "linear"
+    warmup_frac: Share = 0.1
+    """Share of the steps over which the rate climbs to its peak."""
 
 
 class LabelsConfig(_Section):
@@ -80,10 +85,15 @@ class RlConfig(_Section):
     algorithm: AlgorithmName = "ppo"
     steps: Positive
     prompts_per_step: Positive = 16
+    sampling_attempts: Positive = 1
+    """Most times that a step samples `prompts_per_step` prompts, until as many groups carry signal."""
     group_size: Positive = 4
     epochs: Positive = 2
     minibatches: Positive = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    schedule: Schedule = "constant"
+    warmup_frac: Share = 0.0
+    """Share of the steps over which the rate climbs to its peak."""
     max_tokens: Positive = 40
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: float = 1.0
@@ -91,6 +101,8 @@ class RlConfig(_Section):
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
     kl_stop: Annotated[float, Field(gt=0)] = 10.0
     """Nats per answer from the reference; the run ends before a step beyond it."""
+    kl_old_stop: Annotated[float, Field(gt=0)] | None = None
+    """Nats per token from the policy that sampled; a step's remaining updates are left out beyond it."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
     """Nats per answer to which `kl_coef` is steered; None leaves it where it is."""
     clip_eps: Annotated[float, Field(gt=0)] | None = None

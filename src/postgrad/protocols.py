@@ -62,7 +62,9 @@ class Grader(Protocol):
 
     name: str
 
-    async def grade(self, group: Group) -> Sequence[Score]: ...
+    async def grade(self, group: Group) -> Sequence[Score]:
+        """One score for each answer, in order; every call has a thread and an event loop of its own."""
+        ...
 
 
 class Algorithm(Protocol):
@@ -70,7 +72,9 @@ class Algorithm(Protocol):
 
     def select(self, groups: Sequence[Group]) -> list[Group]: ...
     def prepare(self, batch: Batch, policy: Policy, reference: Policy) -> tuple[Batch, dict[str, float]]: ...
-    def loss(self, batch: Batch, output: PolicyOutput) -> Loss: ...
+    def loss(self, batch: Batch, output: PolicyOutput) -> Loss:
+        """Its metrics hold "policy/kl_old"."""
+        ...
 
     def after(self, metrics: Mapping[str, float]) -> Self:
         """The algorithm of the step that follows the one with these metrics.

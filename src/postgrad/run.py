@@ -54,7 +54,17 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "rollout/truncated_frac": Metric("share of answers cut at the token limit", 0, 0.5),
     "rollout/errored_frac": Metric("share of rollouts that failed", 0, 0.05),
     "rollout/completion_tokens": Metric("mean length of an answer, tokens", 1),
-    "group/no_signal_frac": Metric("share of groups whose answers all have one reward", 0, 0.5),
+    "rollout/sampled_tokens": Metric("tokens sampled in the step", 1),
+    "rollout/attempts": Metric("times the step sampled prompts until enough groups carried signal", 1, 3),
+    "grader/failed_frac": Metric(
+        "share of scores missing because a grader raised, hung or gave no finite number", 0, 0.05
+    ),
+    "group/no_signal_frac": Metric(
+        "share of groups that carry no signal: one reward for all, or an answer unscored", 0, 0.5
+    ),
+    "group/discarded_frac": Metric(
+        "share of sampled groups not trained on: without signal, or more than asked for", 0, 0.7
+    ),
     "sampler/logprob_diff_max": Metric("largest |sampler - trainer| logprob of a sampled token, nats", 0, 1e-5),
     "sampler/ratio_mean": Metric("mean probability ratio of trainer to sampler, truncated", 0.9, 1.1),
     "sampler/truncated_frac": Metric("share of tokens whose ratio of trainer to sampler was truncated", 0, 0.01),
@@ -67,6 +77,7 @@ METRIC_KEYS: Mapping[str, Metric] = {
     },
     "optim/grad_norm": Metric("global gradient norm before clipping", 0, 100),
     "optim/learning_rate": Metric("learning rate of this step", 0, 1e-2),
+    "optim/updates_frac": Metric("share of the planned updates taken; below 1, kl_old_stop cut the step short", 0.5, 1),
     "time/step_s": Metric("seconds for the whole step", 0),
     "time/sample_s": Metric("seconds spent sampling answers", 0),
     "time/grade_s": Metric("seconds spent scoring answers", 0),

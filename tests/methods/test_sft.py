@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -7,7 +9,8 @@ from small import differing, state
 from postgrad.config import SftConfig
 from postgrad.data.batch import collate
 from postgrad.engine.local import LocalEngine
-from postgrad.methods.sft import epoch_batches, train_sft, warmup_then_decay
+from postgrad.methods.schedule import rate_share
+from postgrad.methods.sft import epoch_batches, train_sft
 from postgrad.models.load import load_policy
 from postgrad.run import RunDirectory
 from postgrad.text.template import Renderer
@@ -52,10 +55,28 @@ def without_times(run):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in run.read_metrics()]
 
 
-def test_demonstrations_are_learned_by_heart_and_then_the_policy_stops(tiny_model_directory, tmp_path):
-    renderer = Renderer(load_tokenizer(tiny_model_directory))
+def with_pad_token(directory, copy, token):
+    """The same model and tokenizer, both of which name `token` for padding."""
+    shutil.copytree(directory, copy)
+    pad_id = load_tokenizer(directory).convert_tokens_to_ids(token)
+    for name, key, value in (("config.json", "pad_token_id", pad_id), ("tokenizer_config.json", "pad_token", token)):
+        content = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(content | {key: value}))
+    tokenizer = load_tokenizer(copy)
+    assert tokenizer.pad_token_id == pad_id
+    return copy
+
+
+@pytest.mark.parametrize("pad_token", [None, "<end>", "<start>"], ids=["no pad", "pad is eos", "another"])
+def test_demonstrations_are_learned_by_heart_and_then_the_policy_stops(tiny_model_directory, tmp_path, pad_token):
+    directory = tiny_model_directory
+    assert load_tokenizer(directory).pad_token is None
+    if pad_token is not None:
+        directory = with_pad_token(directory, tmp_path / "padded", pad_token)
+    renderer = Renderer(load_tokenizer(directory))
+    assert (pad_token == "<end>") == (load_tokenizer(directory).pad_token_id == renderer.end_id)
     prompts, rows = demonstrations(renderer)
-    model = load_policy(tiny_model_directory)
+    model = load_policy(directory)
     run = RunDirectory(tmp_path)
     cfg = SftConfig(num_examples=8, epochs=60, examples_per_step=8, learning_rate=1e-2)
     train_sft(LocalTrainer(model, batch_tokens=1000), rows, cfg, run, quiet)
@@ -67,6 +88,7 @@ def test_demonstrations_are_learned_by_heart_and_then_the_policy_stops(tiny_mode
     completions = engine.sample([GenerationRequest(renderer.render_prompt(p), greedy, 0) for p in prompts])
     assert [c.text for c in completions] == list(ANSWERS.values())
     assert {c.finish_reason for c in completions} == {"stop"}
+    assert {c.token_ids[-1] for c in completions} == {renderer.end_id}
     assert all(math.exp(c.logprobs[-1]) > 0.9 for c in completions)
 
 
@@ -119,12 +141,42 @@ def test_every_epoch_is_a_new_order_of_all_rows():
     assert epoch_batches(10, 3, 4, seed=2) != steps
 
 
-def test_the_rate_climbs_over_a_tenth_and_falls_to_a_tenth():
-    shares = [warmup_then_decay(step, 20) for step in range(21)]
-    assert shares[:3] == [0.5, 1.0, 1.0]
+def test_a_step_larger_than_the_data_is_an_epoch_and_one_that_does_not_divide_it_leaves_a_smaller_one(
+    tiny_model_directory, tmp_path
+):
+    _, rows = demonstrations(Renderer(load_tokenizer(tiny_model_directory)))
+
+    def train(rows_per_step):
+        run = RunDirectory(tmp_path / str(rows_per_step))
+        cfg = SftConfig(num_examples=8, epochs=2, examples_per_step=rows_per_step, learning_rate=1e-3)
+        trainer = LocalTrainer(load_policy(tiny_model_directory), batch_tokens=60)
+        train_sft(trainer, rows, cfg, run, quiet)
+        return len(run.read_metrics()), trainer.trained_tokens, state(trainer.model)
+
+    (steps, tokens, weights), (odd_steps, odd_tokens, _) = train(8), train(5)
+    assert (steps, odd_steps) == (2, 4)
+    assert tokens == odd_tokens == 2 * sum(len(ids) for ids, _ in rows)
+    larger = train(1000)
+    assert larger[:2] == (steps, tokens)
+    assert differing(larger[2], weights) == []
+
+
+def test_the_rate_climbs_over_a_tenth_and_falls_to_a_tenth_unless_asked_otherwise(tiny_model_directory, tmp_path):
+    _, rows = demonstrations(Renderer(load_tokenizer(tiny_model_directory)))
+
+    def train(name, **keys):
+        cfg = SftConfig(num_examples=8, epochs=20, examples_per_step=8, learning_rate=1e-3, **keys)
+        run = RunDirectory(tmp_path / name)
+        train_sft(LocalTrainer(load_policy(tiny_model_directory), batch_tokens=1000), rows, cfg, run, quiet)
+        return [row["optim/learning_rate"] / 1e-3 for row in run.read_metrics()]
+
+    shares = train("default")
+    assert shares[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert shares[11] == pytest.approx(0.55)
-    assert shares[20] == pytest.approx(0.1)
-    assert warmup_then_decay(0, 1) == 1.0
+    assert shares[19] == pytest.approx(0.15)
+    assert train("constant", schedule="constant", warmup_frac=0.0) == pytest.approx([1.0] * 20)
+    expected = [rate_share("cosine", step, 20, warmup_frac=0.1) for step in range(20)]
+    assert train("cosine", schedule="cosine") == pytest.approx(expected)
 
 
 def test_collated_demonstrations_train_the_answer_and_its_end_alone(tiny_model_directory):

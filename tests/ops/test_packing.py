@@ -86,3 +86,19 @@ def test_a_bundle_that_outgrows_its_row_ends_and_the_prefix_is_held_again():
         [7, 7, 2, 2, 2, 3, 3, 3],
         [7, 7, 4, 4, 4, 0, 0, 0],
     ]
+
+
+def test_equal_sequences_are_one():
+    ids, lengths = pad([[7, 8, 1], [9], [7, 8, 1], [7, 8, 1, 1]])
+    packed = pack(ids, lengths, prefix_lengths_B=torch.tensor([2, 0, 1, 2]))
+    assert packed.input_ids_RL.shape == (1, 6)
+    assert torch.equal(packed.place_BT[0], packed.place_BT[2])
+    assert packed.input_ids_RL.flatten()[packed.place_BT[3]].tolist() == [7, 8, 1, 1]
+
+
+def test_an_answer_without_tokens_ends_where_its_prompt_does():
+    ids, lengths = pad([[7, 8], [7, 8, 1]])
+    packed = pack(ids, lengths, prefix_lengths_B=torch.tensor([2, 2]))
+    assert packed.input_ids_RL.tolist() == [[7, 8, 1]]
+    assert packed.place_BT.tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert packed.spans.causal == ((0, 2), (2, 3))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from postgrad.errors import ConfigError, DataError
 from postgrad.types import Example
@@ -40,6 +41,10 @@ class Mixture:
         self._seed = seed
         self._plan, self._per_cycle = _interleave([weight for _, weight in sources])
         self._orders: dict[int, tuple[int, list[int]]] = {}
+
+    def examples(self) -> Iterator[Example]:
+        """Every example once, source by source."""
+        return itertools.chain.from_iterable(self._examples)
 
     def take(self, step: int, n: int) -> list[Example]:
         """The `n` examples of `step`, counted from 0; every step of a run takes the same number."""

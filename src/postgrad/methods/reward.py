@@ -11,7 +11,8 @@ import torch
 
 from postgrad.config import RewardConfig
 from postgrad.data.batch import Batch
-from postgrad.methods.sft import SAVE_EVERY, Progress, epoch_batches, warmup_then_decay
+from postgrad.methods.schedule import rate_share
+from postgrad.methods.sft import SAVE_EVERY, Progress, epoch_batches
 from postgrad.models.policy import PolicyModel
 from postgrad.ops.losses import bradley_terry_loss
 from postgrad.ops.packing import pad
@@ -61,7 +62,8 @@ def train_reward_model(
         correct, decided = metrics.pop("reward/correct"), metrics.pop("reward/decided")
         if decided:
             metrics["reward/accuracy"] = correct / decided
-        metrics |= trainer.optim_step(cfg.learning_rate * warmup_then_decay(step, len(schedule)))
+        share = rate_share("linear", step, len(schedule), warmup_frac=0.1)
+        metrics |= trainer.optim_step(cfg.learning_rate * share)
         run.write_metrics(step + 1, metrics | {"time/step_s": time.perf_counter() - began})
         if (step + 1) % SAVE_EVERY == 0:
             save_checkpoint(trainer, checkpoints, step + 1)

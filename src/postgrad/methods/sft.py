@@ -9,6 +9,7 @@ import torch
 
 from postgrad.config import SftConfig
 from postgrad.data.batch import Batch, collate
+from postgrad.methods.schedule import rate_share
 from postgrad.ops.losses import nll_loss
 from postgrad.protocols import Loss, PolicyOutput, Trainer
 from postgrad.run import RunDirectory
@@ -28,7 +29,7 @@ def train_sft(
     Args:
         trainer: resumed from the run's newest checkpoint, if there is one.
         rows: token ids and loss masks of the demonstrations.
-        cfg: passes, rows a step, peak learning rate.
+        cfg: passes, rows a step, peak learning rate and its schedule.
         run: receives metrics and checkpoints.
         progress: told after every step.
     """
@@ -40,7 +41,8 @@ def train_sft(
         began = time.perf_counter()
         batch = collate([rows[i][0] for i in index], [rows[i][1] for i in index])
         metrics = trainer.forward_backward(batch, _loss)
-        metrics |= trainer.optim_step(cfg.learning_rate * warmup_then_decay(step, len(schedule)))
+        share = rate_share(cfg.schedule, step, len(schedule), warmup_frac=cfg.warmup_frac)
+        metrics |= trainer.optim_step(cfg.learning_rate * share) | {"optim/learning_rate": cfg.learning_rate * share}
         run.write_metrics(step + 1, metrics | {"time/step_s": time.perf_counter() - began})
         if (step + 1) % SAVE_EVERY == 0:
             save_checkpoint(trainer, checkpoints, step + 1)
@@ -55,14 +57,6 @@ def epoch_batches(num_rows: int, epochs: int, rows_per_step: int, *, seed: int) 
         order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
         steps += [order[i : i + rows_per_step] for i in range(0, num_rows, rows_per_step)]
     return steps
-
-
-def warmup_then_decay(step: int, num_steps: int) -> float:
-    """Share of the peak learning rate: up over the first tenth of the steps, then down in a line to a tenth."""
-    warmup = max(1, num_steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 1 - 0.9 * (step - warmup) / max(1, num_steps - warmup)
 
 
 def _loss(batch: Batch, output: PolicyOutput) -> Loss:

@@ -39,17 +39,20 @@ def pack(
     """Into one row, or, first-fit decreasing, into rows of `row_tokens` or of the longest bundle where that is longer.
 
     Sequences whose first `prefix_lengths_B` tokens are the same become a bundle that holds these tokens once:
-    siblings sampled from one prompt cost that prompt once, and its gradient is the sum over them. Where attention
-    works from a mask rows should be short, because it then pays for the square of a row's length.
+    siblings sampled from one prompt cost that prompt once, and its gradient is the sum over them. Equal sequences are
+    one sequence, so what is read from them is equal to the last bit. Where attention works from a mask rows should be
+    short, because it then pays for the square of a row's length.
     """
-    ids = [row[:n] for row, n in zip(input_ids_BT.tolist(), lengths_B.tolist(), strict=True)]
-    prefixes = [0] * len(ids) if prefix_lengths_B is None else prefix_lengths_B.tolist()
+    given = [tuple(row[:n]) for row, n in zip(input_ids_BT.tolist(), lengths_B.tolist(), strict=True)]
+    first = {row: i for i, row in reversed(list(enumerate(given)))}
+    ids = list(dict.fromkeys(given))
+    prefixes = [0] * len(ids) if prefix_lengths_B is None else prefix_lengths_B[[first[row] for row in ids]].tolist()
     bundles = _bundles(ids, prefixes, row_tokens)
     rows = [bundles] if row_tokens is None else _fit(bundles, row_tokens)
     width = max(sum(bundle.size for bundle in row) for row in rows)
     tokens_RL = torch.zeros(len(rows), width, dtype=torch.int64)
     positions_RL = torch.zeros_like(tokens_RL)
-    place_BT = torch.zeros(input_ids_BT.shape, dtype=torch.int64)
+    places = torch.zeros(len(ids), input_ids_BT.shape[1], dtype=torch.int64)
     tokens_N, positions_N = tokens_RL.view(-1), positions_RL.view(-1)
     causal: list[tuple[int, int]] = []
     shared: list[tuple[int, int, int, int]] = []
@@ -68,11 +71,14 @@ def pack(
                 stop = start + len(ids[i]) - prefix
                 tokens_N[start:stop] = torch.tensor(ids[i][prefix:])
                 positions_N[start:stop] = torch.arange(prefix, len(ids[i]))
-                place_BT[i, :prefix] = torch.arange(at, at + prefix)
-                place_BT[i, prefix : len(ids[i])] = torch.arange(start, stop)
-                causal.append((start, stop))
+                places[i, :prefix] = torch.arange(at, at + prefix)
+                places[i, prefix : len(ids[i])] = torch.arange(start, stop)
+                if stop > start:  # an answer may be empty, the prefix alone
+                    causal.append((start, stop))
                 start = stop
             at = start
+    number = {row: i for i, row in enumerate(ids)}
+    place_BT = places[[number[row] for row in given]]
     device = input_ids_BT.device
     return Packed(
         tokens_RL.to(device), positions_RL.to(device), Spans(tuple(causal), tuple(shared)), place_BT.to(device)
@@ -85,12 +91,12 @@ class _Bundle(NamedTuple):
     size: int
 
 
-def _bundles(ids: list[list[int]], prefixes: list[int], row_tokens: int | None) -> list[_Bundle]:
+def _bundles(ids: list[tuple[int, ...]], prefixes: list[int], row_tokens: int | None) -> list[_Bundle]:
     """Sequences by shared prefix; a bundle that has outgrown a row ends once the prefix is well paid for."""
     done: list[_Bundle] = []
     growing: dict[tuple[int, ...], _Bundle] = {}
     for i, (row, prefix) in enumerate(zip(ids, prefixes, strict=True)):
-        key = (*row[:prefix], -1 - i) if prefix == 0 else tuple(row[:prefix])
+        key = row[:prefix] if prefix else (-1 - i,)
         bundle = growing.get(key)
         if bundle is not None and row_tokens and bundle.size + len(row) - prefix > max(row_tokens, 4 * prefix):
             done.append(bundle)

@@ -13,7 +13,7 @@ from typing import Any
 from postgrad.config import Recipe
 from postgrad.data.readers import read_examples
 from postgrad.engine.local import LocalEngine
-from postgrad.errors import ConfigError, DataError
+from postgrad.errors import ConfigError, DataError, EngineError
 from postgrad.feedback.raters import SimulatedRater, make_pool
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.utility import measures, satisfies
@@ -170,12 +170,19 @@ async def sample_all(
     seed: int,
     progress: Progress,
 ) -> list[Group]:
-    """`rollout_groups` in portions, so that somebody can watch."""
+    """`rollout_groups` in portions, so that somebody can watch, for stages that need every answer.
+
+    Raises:
+        EngineError: a rollout failed.
+    """
     groups: list[Group] = []
     num = max(1, AT_ONCE // group_size)
     for start in range(0, len(examples), num):
         portion = examples[start : start + num]
         groups += await rollout_groups(portion, engine, ctx.renderer, params, group_size=group_size, seed=seed)
+        failed = next((t.error for g in groups for t in g.trajectories if t.status == "errored"), None)
+        if failed is not None:
+            raise EngineError(failed)
         progress(len(groups), len(examples))
     return groups
 

@@ -232,6 +232,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
             graders=[grader],
             dataset=Mixture([(examples, 1.0)], seed=run.seed(0)),
             renderer=ctx.renderer,
+            context=model.context,
             run=run,
             progress=ctx.bar(f"optimising against it ({cfg.algorithm.upper()})"),
         )
@@ -239,14 +240,16 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
     forget_checkpoints(run)
     rows = run.read_metrics()
-    generated = sum(row["rollout/completion_tokens"] for row in rows) * cfg.prompts_per_step * cfg.group_size
+    generated = sum(row["rollout/sampled_tokens"] for row in rows)
     stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
     stage.policy_version = trainer.version
+    rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
+    kl = [row["policy/kl_ref"] for row in rows if "policy/kl_ref" in row]
     stage.summary = {
         "steps": len(rows),
-        "reward_first": rows[0]["reward/mean"],
-        "reward_last": rows[-1]["reward/mean"],
-        "kl_last": rows[-1].get("policy/kl_ref"),
+        "reward_first": rewards[0] if rewards else None,
+        "reward_last": rewards[-1] if rewards else None,
+        "kl_last": kl[-1] if kl else None,
         "stopped": stopped,
     }
 
