@@ -5,8 +5,10 @@ import math
 import threading
 import time
 
+import psutil
 import pytest
-from grading import catastrophic, crashing, exact, raising
+from grading import catastrophic, crashing, endless, exact, raising
+from tiny_rl import forkserver
 
 from postgrad import rollout
 from postgrad.engine.local import LocalEngine
@@ -189,6 +191,29 @@ def test_a_function_that_hangs_crashes_or_raises_costs_its_group_alone(function,
 def test_a_function_that_another_process_could_not_find_is_refused_at_once():
     with pytest.raises(ConfigError, match=r"grader 'local': .* cannot be handed to another process; define it with"):
         FunctionGrader("local", lambda example, answer: 1.0)
+
+
+def is_running(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def _grade_for_ever(path):
+    grade([answered(str(path))], FunctionGrader("endless", endless, timeout_s=1.0))
+
+
+def test_a_function_does_not_outlive_a_run_that_was_killed(tmp_path):
+    path = tmp_path / "pid"
+    run = forkserver().Process(target=_grade_for_ever, args=(path,))
+    run.start()
+    while not path.exists() or not path.read_text():
+        time.sleep(0.02)
+    run.kill()
+    run.join()
+    assert is_running(int(path.read_text()))
+    deadline = time.monotonic() + 10
+    while is_running(int(path.read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # Rollouts.

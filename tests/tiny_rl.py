@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,13 @@ def reinforce(
         )
     )
     return stopped, run, trainer
+
+
+def forkserver() -> ForkServerContext:
+    """Processes that need not import torch; the first test to ask decides what they have, so all ask for the same."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["postgrad.rounds.round", "postgrad.rounds.summary", "postgrad.recipes"])
+    return context
 
 
 def without_times(run: RunDirectory) -> list[dict[str, float]]:

@@ -46,7 +46,7 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "policy/kl_ref": Metric("KL from the reference, nats an answer (k1)", -1, 10),
     "policy/kl_old": Metric("KL of one step's update from the sampling policy, nats a token (k3)", 0, 0.05),
     "policy/entropy": Metric("mean entropy of the next token, nats", 0.1, 6),
-    "policy/clip_frac": Metric("share of tokens whose probability ratio was clipped", 0, 0.3),
+    "policy/clip_frac": Metric("share of tokens whose probability ratio was clipped; gspo clips more", 0, 0.3),
     "policy/ratio_mean": Metric("mean probability ratio of new to old policy", 0.5, 2),
     "policy/kl_coef": Metric("weight of the KL penalty in the reward", 0, 1),
     "value/clip_frac": Metric("share of tokens whose value moved further than the clip allows", 0, 0.5),

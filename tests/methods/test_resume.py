@@ -1,12 +1,11 @@
 """A process killed at any point of a step, for real, and started again ends where one that was left alone does."""
 
-import multiprocessing
 import os
 import signal
 
 import pytest
 from small import differing, state
-from tiny_rl import CFG, quiet, reinforce, without_times
+from tiny_rl import CFG, forkserver, quiet, reinforce, without_times
 
 from postgrad.config import SftConfig
 from postgrad.engine.local import LocalEngine
@@ -95,9 +94,7 @@ def _reinforce(name, point, directory, path):
 
 def killed(function, *arguments):
     """Run in a process that is expected to kill itself."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["postgrad.rounds.round", "postgrad.rounds.summary", "postgrad.recipes"])
-    process = context.Process(target=function, args=arguments)
+    process = forkserver().Process(target=function, args=arguments)
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -13,7 +13,11 @@ from postgrad.recipes import recipe_path
 from postgrad.trainer.local import LocalTrainer
 from postgrad.types import Conversation, Example, Message, Score
 
-ALGORITHMS = {"ppo": PPO(kl_coef=0.02), "grpo": GRPO(kl_coef=0.02)}
+ALGORITHMS = {
+    "ppo": PPO(kl_coef=0.02),
+    "grpo": GRPO(kl_coef=0.02),
+    "ppo with a steered coefficient": PPO(kl_coef=0.02, kl_target=0.5),
+}
 
 
 def changed(**values):

@@ -185,6 +185,8 @@ def test_what_is_masked_has_no_say_in_weights_or_filter():
     torch.testing.assert_close(weights[mask], torch.tensor([0.1, -0.1, 0, 0], dtype=torch.float64).exp())
     assert weights[~mask].tolist() == [0] * 4
     assert kept.tolist() == [True, True]
+    drifted = torch.tensor([[NAN, 0.3, NAN, 0.3]], dtype=torch.float64)
+    assert weigh(drifted, mask[:1], cap=2.0, low=0.8, high=1.25)[1].tolist() == [False]
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=8))

@@ -1,11 +1,13 @@
 import torch
 
+from postgrad.ops.attention import spans_mask
 from postgrad.ops.packing import pack, pad
 
 
 def visible(packed, row):
     """For every place of a row, the places that it sees."""
-    return [set(seen.nonzero().flatten().tolist()) for seen in packed.attention_mask[row, 0]]
+    mask = spans_mask(packed.spans, *packed.input_ids_RL.shape)
+    return [set(seen.nonzero().flatten().tolist()) for seen in mask[row, 0]]
 
 
 def test_pad_puts_zeros_on_the_right_and_keeps_the_lengths():
@@ -34,7 +36,7 @@ def test_padding_at_the_end_of_a_row_sees_itself_alone_and_is_seen_by_nobody():
 
 def test_a_token_sees_exactly_its_own_past_whatever_the_neighbours():
     generator = torch.Generator().manual_seed(0)
-    for row_tokens in (1, 12, 40, 500):
+    for row_tokens in (1, 12, 40, 500, None):
         heads = [[90 + h] * (1 + h) for h in range(5)]
         rows, prefixes = [], []
         for i in range(30):
@@ -67,6 +69,15 @@ def test_rows_hold_no_more_than_asked_but_for_a_sequence_that_is_longer():
     assert pack(ids, lengths, row_tokens=4).input_ids_RL.shape == (3, 9)
 
 
+def test_without_a_row_length_everything_lies_in_one_row_without_padding():
+    ids, lengths = pad([[7, 7, i, i, i] for i in range(5)] + [[1, 2, 3]])
+    packed = pack(ids, lengths, prefix_lengths_B=torch.tensor([2, 2, 2, 2, 2, 1]))
+    assert packed.input_ids_RL.shape == (1, 2 + 5 * 3 + 3)
+    assert packed.spans.shared == ((2, 17, 0, 2),)
+    assert packed.spans.causal[0] == (0, 2)
+    assert (17, 20) in packed.spans.causal, "a prefix of one sequence alone is a part of it"
+
+
 def test_a_bundle_that_outgrows_its_row_ends_and_the_prefix_is_held_again():
     ids, lengths = pad([[7, 7, i, i, i] for i in range(5)])
     packed = pack(ids, lengths, prefix_lengths_B=torch.full((5,), 2), row_tokens=8)
@@ -75,3 +86,19 @@ def test_a_bundle_that_outgrows_its_row_ends_and_the_prefix_is_held_again():
         [7, 7, 2, 2, 2, 3, 3, 3],
         [7, 7, 4, 4, 4, 0, 0, 0],
     ]
+
+
+def test_equal_sequences_are_one():
+    ids, lengths = pad([[7, 8, 1], [9], [7, 8, 1], [7, 8, 1, 1]])
+    packed = pack(ids, lengths, prefix_lengths_B=torch.tensor([2, 0, 1, 2]))
+    assert packed.input_ids_RL.shape == (1, 6)
+    assert torch.equal(packed.place_BT[0], packed.place_BT[2])
+    assert packed.input_ids_RL.flatten()[packed.place_BT[3]].tolist() == [7, 8, 1, 1]
+
+
+def test_an_answer_without_tokens_ends_where_its_prompt_does():
+    ids, lengths = pad([[7, 8], [7, 8, 1]])
+    packed = pack(ids, lengths, prefix_lengths_B=torch.tensor([2, 2]))
+    assert packed.input_ids_RL.tolist() == [[7, 8, 1]]
+    assert packed.place_BT.tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert packed.spans.causal == ((0, 2), (2, 3))

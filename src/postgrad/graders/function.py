@@ -51,7 +51,7 @@ class FunctionGrader:
             TimeoutError: it was killed after `timeout_s`.
         """
         fresh = self._child is None
-        process, pipe = self._child = self._child or _start(self._function)
+        process, pipe = self._child = self._child or _start(self._function, self._timeout_s)
         try:
             if fresh:
                 pipe.recv()  # what its module imports may take longer than the grading
@@ -74,16 +74,16 @@ class FunctionGrader:
         self._child = None
 
 
-def _start(function: GradeAnswer) -> tuple[BaseProcess, Connection]:
+def _start(function: GradeAnswer, timeout_s: float) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, function, timeout_s), daemon=True)
     process.start()
     theirs.close()
     return process, ours
 
 
-def _serve(pipe: Connection, function: GradeAnswer) -> None:
+def _serve(pipe: Connection, function: GradeAnswer, timeout_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then ends this process
     pipe.send("ready")
     while True:
@@ -91,7 +91,10 @@ def _serve(pipe: Connection, function: GradeAnswer) -> None:
             example, answers = pipe.recv()
         except EOFError:
             return
+        # Nobody is left to kill this process if the run is killed meanwhile; the kernel then does.
+        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s)
         try:
             pipe.send([function(example, answer) for answer in answers])
         except Exception as e:  # noqa: BLE001
             pipe.send(f"{type(e).__name__}: {e}")
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -55,6 +55,8 @@ async def train_rl(
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
     unscored = _unscored_steps(run)
+    for row in run.read_metrics():
+        algorithm = algorithm.after(row)
     await engine.load_weights(trainer.weights(), version=trainer.version)
     for step in range(start, cfg.steps):
         if before_step is not None:
@@ -77,6 +79,7 @@ async def train_rl(
                 metrics |= _update(cfg, trainer, algorithm, batch, step=step, seed=run.seed(step, "update"))
             await engine.load_weights(trainer.weights(), version=trainer.version)
         run.write_metrics(step + 1, metrics)
+        algorithm = algorithm.after(metrics)
         unscored = 0 if "reward/mean" in metrics else unscored + 1
         if unscored >= min(UNSCORED_STOP, cfg.steps):
             raise RolloutError(

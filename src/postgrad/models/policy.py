@@ -11,8 +11,33 @@ import torch
 from torch import nn
 
 from postgrad.errors import DataError
+from postgrad.models.attention import NO_MASK, use_plans
+from postgrad.models.linear import use_fast_products
+from postgrad.ops.attention import Plan, packed_attention, plan_attention, spans_mask
 from postgrad.ops.logprobs import token_logprobs
-from postgrad.ops.packing import Packed, pack
+from postgrad.ops.packing import pack
+
+MASKED_ROW = 256
+"""Tokens of a packed row where attention works from a mask and pays for the square of it."""
+
+
+class PackedPlan:
+    """Sequences laid end to end in one row; an `AttentionPlan`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def attend(
+        self,
+        layer: Any,
+        q_1HND: torch.Tensor,
+        k_1KND: torch.Tensor,
+        v_1KND: torch.Tensor,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale)
 
 
 class PolicyModel(nn.Module):
@@ -35,6 +60,8 @@ class PolicyModel(nn.Module):
             raise DataError(
                 f"{text_config.model_type!r} rescales its logits, which the chunked logprobs do not support"
             )
+        use_plans(lm)
+        use_fast_products(lm)
         self.lm = lm
         self.heads = nn.ModuleDict({name: nn.Linear(text_config.hidden_size, 1) for name in heads})
         for name, head in self.heads.items():
@@ -68,35 +95,42 @@ class PolicyModel(nn.Module):
     def context(self) -> int:
         return int(self.lm.config.get_text_config().max_position_embeddings)  # type: ignore[operator, union-attr]
 
-    def layer_masks(
-        self, seen: torch.Tensor, query_positions: torch.Tensor, key_positions: torch.Tensor
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The attention mask as the body takes it: transformers adds no sliding window to a mask that it is given.
-
-        Args:
-            seen: [R, 1, Q, K] bool, which keys the queries may see.
-            query_positions: [R, Q], each token's place in its own sequence.
-            key_positions: [R, K], or [1, K].
-        """
+    @property
+    def window(self) -> int | None:
+        """How many tokens back the layers with sliding attention see, themselves included; None where all see all."""
         config: Any = self.lm.config.get_text_config()  # type: ignore[operator, union-attr]
-        window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None)
-        if window is None or (kinds and "sliding_attention" not in kinds):
-            return seen
-        near = seen & (query_positions[:, None, :, None] - key_positions[:, None, None, :] < window)
-        return {"full_attention": seen, "sliding_attention": near} if kinds else near
+        if getattr(config, "sliding_window", None) is None or (kinds and "sliding_attention" not in kinds):
+            return None
+        return int(config.sliding_window)
 
-    def states(self, packed: Packed) -> torch.Tensor:
-        """Last hidden states of packed tokens, [R * L, D]."""
-        positions = packed.position_ids_RL
+    def states(
+        self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, prefix_lengths_B: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states of the packed tokens, [N, D], and where token t of sequence b sits among them, [B, T]."""
+        flash = self.device.type == "cpu" and (self.window is None or int(lengths_B.max()) <= self.window)
+        packed = pack(
+            input_ids_BT, lengths_B, prefix_lengths_B=prefix_lengths_B, row_tokens=None if flash else MASKED_ROW
+        )
+        attention: dict[str, Any]
+        if flash:
+            attention = {"attention_mask": NO_MASK, "plan": PackedPlan(plan_attention(packed.spans))}
+        else:
+            seen = spans_mask(packed.spans, *packed.input_ids_RL.shape).to(self.device)
+            attention = {"attention_mask": self._layer_masks(seen, packed.position_ids_RL)}
         out = self.body(
-            input_ids=packed.input_ids_RL,
-            attention_mask=self.layer_masks(packed.attention_mask, positions, positions),
-            position_ids=positions,
-            use_cache=False,
+            input_ids=packed.input_ids_RL, position_ids=packed.position_ids_RL, use_cache=False, **attention
         )
         states: torch.Tensor = out.last_hidden_state.flatten(0, 1)
-        return states
+        return states, packed.place_BT
+
+    def _layer_masks(self, seen: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask as the body takes it: transformers adds no sliding window to a mask that it is given."""
+        if self.window is None:
+            return seen
+        near = seen & (positions[:, None, :, None] - positions[:, None, None, :] < self.window)
+        kinds = getattr(self.lm.config.get_text_config(), "layer_types", None)  # type: ignore[operator, union-attr]
+        return {"full_attention": seen, "sliding_attention": near} if kinds else near
 
     def token_outputs(
         self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, mask_BT: torch.Tensor, *, temperature: float
@@ -107,8 +141,8 @@ class PolicyModel(nn.Module):
         with states that predict a token of the mask. Sequences that share all tokens before their first masked
         one share the computation of them.
         """
-        packed = pack(input_ids_BT, lengths_B, prefix_lengths_B=mask_BT.int().argmax(1))
-        before_ND = self.states(packed)[packed.place_BT.roll(1, dims=1)[mask_BT]]
+        states_ND, place_BT = self.states(input_ids_BT, lengths_B, mask_BT.int().argmax(1))
+        before_ND = states_ND[place_BT.roll(1, dims=1)[mask_BT]]
         logprobs, entropy = token_logprobs(
             before_ND, self.vocabulary_VD, input_ids_BT[mask_BT], temperature=temperature
         )
@@ -124,7 +158,7 @@ class PolicyModel(nn.Module):
         self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, *, prefix_lengths_B: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The reward head's reading of each sequence's last token, [B]; equal prefixes are computed once."""
-        packed = pack(input_ids_BT, lengths_B, prefix_lengths_B=prefix_lengths_B)
-        last_B = packed.place_BT[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
-        rewards: torch.Tensor = self.heads["reward"](self.states(packed)[last_B]).squeeze(-1)
+        states_ND, place_BT = self.states(input_ids_BT, lengths_B, prefix_lengths_B)
+        last_B = place_BT[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
+        rewards: torch.Tensor = self.heads["reward"](states_ND[last_B]).squeeze(-1)
         return rewards

@@ -11,13 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from postgrad.ops.attention import Spans
+
 
 class Packed(NamedTuple):
     """Sequences laid end to end, a shared prefix once; a token sees its own sequence's past and nothing else."""
 
     input_ids_RL: Tensor
     position_ids_RL: Tensor
-    attention_mask: Tensor  # [R, 1, L, L] bool
+    spans: Spans
+    """Over the R * L tokens, counted along the rows."""
     place_BT: Tensor  # int64: where token t of sequence b sits among the R * L; 0 where padding
 
 
@@ -31,50 +34,55 @@ def pad(rows: Sequence[Sequence[float]], *, dtype: torch.dtype = torch.int64) ->
 
 
 def pack(
-    input_ids_BT: Tensor, lengths_B: Tensor, *, prefix_lengths_B: Tensor | None = None, row_tokens: int = 256
+    input_ids_BT: Tensor, lengths_B: Tensor, *, prefix_lengths_B: Tensor | None = None, row_tokens: int | None = None
 ) -> Packed:
-    """First-fit decreasing into rows of `row_tokens`, or of the longest bundle where that is longer.
+    """Into one row, or, first-fit decreasing, into rows of `row_tokens` or of the longest bundle where that is longer.
 
     Sequences whose first `prefix_lengths_B` tokens are the same become a bundle that holds these tokens once:
-    siblings sampled from one prompt cost that prompt once, and its gradient is the sum over them. Rows are kept
-    short because masked attention still pays for the square of a row's length.
+    siblings sampled from one prompt cost that prompt once, and its gradient is the sum over them. Equal sequences are
+    one sequence, so what is read from them is equal to the last bit. Where attention works from a mask rows should be
+    short, because it then pays for the square of a row's length.
     """
-    ids = [row[:n] for row, n in zip(input_ids_BT.tolist(), lengths_B.tolist(), strict=True)]
-    prefixes = [0] * len(ids) if prefix_lengths_B is None else prefix_lengths_B.tolist()
-    rows = _fit(_bundles(ids, prefixes, row_tokens), row_tokens)
+    given = [tuple(row[:n]) for row, n in zip(input_ids_BT.tolist(), lengths_B.tolist(), strict=True)]
+    first = {row: i for i, row in reversed(list(enumerate(given)))}
+    ids = list(dict.fromkeys(given))
+    prefixes = [0] * len(ids) if prefix_lengths_B is None else prefix_lengths_B[[first[row] for row in ids]].tolist()
+    bundles = _bundles(ids, prefixes, row_tokens)
+    rows = [bundles] if row_tokens is None else _fit(bundles, row_tokens)
     width = max(sum(bundle.size for bundle in row) for row in rows)
     tokens_RL = torch.zeros(len(rows), width, dtype=torch.int64)
     positions_RL = torch.zeros_like(tokens_RL)
-    # Token i sees token j <= i of its own sequence, or of its bundle's prefix.
-    owner_RL, prefix_RL = torch.full_like(tokens_RL, -1), torch.full_like(tokens_RL, -2)
-    bundle_RL = torch.full_like(tokens_RL, -1)
-    place_BT = torch.zeros(input_ids_BT.shape, dtype=torch.int64)
+    places = torch.zeros(len(ids), input_ids_BT.shape[1], dtype=torch.int64)
+    tokens_N, positions_N = tokens_RL.view(-1), positions_RL.view(-1)
+    causal: list[tuple[int, int]] = []
+    shared: list[tuple[int, int, int, int]] = []
     for r, row in enumerate(rows):
-        at = 0
-        for number, bundle in enumerate(row):
-            shared = bundle.prefix
-            head = slice(at, at + shared)
-            tokens_RL[r, head] = torch.tensor(ids[bundle.members[0]][:shared], dtype=torch.int64)
-            positions_RL[r, head] = torch.arange(shared)
-            prefix_RL[r, head] = number
-            bundle_RL[r, at : at + bundle.size] = number
-            start = at + shared
+        at = r * width
+        for bundle in row:
+            # A prefix of one sequence alone is a part of that sequence.
+            prefix = bundle.prefix if len(bundle.members) > 1 else 0
+            start = at + prefix
+            if prefix:
+                tokens_N[at:start] = torch.tensor(ids[bundle.members[0]][:prefix])
+                positions_N[at:start] = torch.arange(prefix)
+                causal.append((at, start))
+                shared.append((start, at + bundle.size, at, start))
             for i in bundle.members:
-                own = slice(start, start + len(ids[i]) - shared)
-                tokens_RL[r, own] = torch.tensor(ids[i][shared:], dtype=torch.int64)
-                positions_RL[r, own] = torch.arange(shared, len(ids[i]))
-                owner_RL[r, own] = i
-                place_BT[i, :shared] = torch.arange(at, at + shared) + r * width
-                place_BT[i, shared : len(ids[i])] = torch.arange(own.start, own.stop) + r * width
-                start = own.stop
-            at += bundle.size
-    causal = torch.ones(width, width, dtype=torch.bool).tril()
-    own_past = (owner_RL[:, :, None] == owner_RL[:, None, :]) & (owner_RL >= 0)[:, None, :]
-    shared_past = bundle_RL[:, :, None] == prefix_RL[:, None, :]
-    # Padding sees itself alone, or its softmax would have nothing to sum.
-    mask = ((own_past | shared_past) & causal) | torch.eye(width, dtype=torch.bool)
+                stop = start + len(ids[i]) - prefix
+                tokens_N[start:stop] = torch.tensor(ids[i][prefix:])
+                positions_N[start:stop] = torch.arange(prefix, len(ids[i]))
+                places[i, :prefix] = torch.arange(at, at + prefix)
+                places[i, prefix : len(ids[i])] = torch.arange(start, stop)
+                if stop > start:  # an answer may be empty, the prefix alone
+                    causal.append((start, stop))
+                start = stop
+            at = start
+    number = {row: i for i, row in enumerate(ids)}
+    place_BT = places[[number[row] for row in given]]
     device = input_ids_BT.device
-    return Packed(*(x.to(device) for x in (tokens_RL, positions_RL, mask[:, None], place_BT)))
+    return Packed(
+        tokens_RL.to(device), positions_RL.to(device), Spans(tuple(causal), tuple(shared)), place_BT.to(device)
+    )
 
 
 class _Bundle(NamedTuple):
@@ -83,14 +91,14 @@ class _Bundle(NamedTuple):
     size: int
 
 
-def _bundles(ids: list[list[int]], prefixes: list[int], row_tokens: int) -> list[_Bundle]:
+def _bundles(ids: list[tuple[int, ...]], prefixes: list[int], row_tokens: int | None) -> list[_Bundle]:
     """Sequences by shared prefix; a bundle that has outgrown a row ends once the prefix is well paid for."""
     done: list[_Bundle] = []
     growing: dict[tuple[int, ...], _Bundle] = {}
     for i, (row, prefix) in enumerate(zip(ids, prefixes, strict=True)):
-        key = (*row[:prefix], -1 - i) if prefix == 0 else tuple(row[:prefix])
+        key = row[:prefix] if prefix else (-1 - i,)
         bundle = growing.get(key)
-        if bundle is not None and bundle.size + len(row) - prefix > max(row_tokens, 4 * prefix):
+        if bundle is not None and row_tokens and bundle.size + len(row) - prefix > max(row_tokens, 4 * prefix):
             done.append(bundle)
             bundle = None
         if bundle is None:

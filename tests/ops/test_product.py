@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from postgrad.models.linear import use_fast_products
+from postgrad.ops.product import Product, product
+
+
+@pytest.mark.parametrize("rows", [2, 3, 8, 33, 200])
+def test_a_row_does_not_depend_on_the_rows_beside_it(rows):
+    x, weight = torch.randn(300, 96), torch.randn(128, 96)
+    assert torch.equal(product(x[:rows], weight), product(x, weight)[:rows])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_values_and_gradients_are_those_of_torch(dtype, bias):
+    x, weight = torch.randn(7, 24, dtype=dtype, requires_grad=True), torch.randn(5, 24, dtype=dtype, requires_grad=True)
+    given = (x, weight, torch.randn(5, dtype=dtype, requires_grad=True) if bias else None)
+    leaves = [t for t in given if t is not None]
+    out, expected = Product.apply(*given), torch.nn.functional.linear(*given)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    found = torch.autograd.grad(out, leaves, upstream)
+    for a, b in zip(found, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_frozen_weight_costs_no_gradient():
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3)
+    out = Product.apply(x, weight, None)
+    assert out.grad_fn.needs_input_grad == (True, False, False)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(4, 3))
+
+
+def test_layers_keep_their_parameters_and_any_number_of_dimensions():
+    layer = torch.nn.Linear(6, 4)
+    model = torch.nn.Sequential(layer)
+    x = torch.randn(2, 3, 5, 6)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    weight = layer.weight
+    use_fast_products(model)
+    assert model[0].weight is weight
+    torch.testing.assert_close(model(x), expected)
+    assert model(x[:0]).shape == (0, 3, 5, 4)
