@@ -26,7 +26,7 @@ TOO_LONG = ("War and Peace", "The Origin of Species")
 BY_TITLE = ("Fables", "Short Fiction", "Household Tales", "The Adventures of Sherlock Holmes", "The Jungle Book")
 """Collections, whose parts have titles and no numbers."""
 CHAPTER = re.compile(r"((Letter|Chapter) )?[IVXLC]+")
-SMALL_WORDS = set(
+SMALL_WORDS = frozenset("a an and as at by for from in of on or the to was who with".split())  # noqa: SIM905
     ["a", "an", "and", "as", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "was", "who", "with"]
 )
 PLAIN = str.maketrans(
