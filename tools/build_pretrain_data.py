@@ -27,8 +27,6 @@ BY_TITLE = ("Fables", "Short Fiction", "Household Tales", "The Adventures of She
 """Collections, whose parts have titles and no numbers."""
 CHAPTER = re.compile(r"((Letter|Chapter) )?[IVXLC]+")
 SMALL_WORDS = frozenset("a an and as at by for from in of on or the to was who with".split())  # noqa: SIM905
-    ["a", "an", "and", "as", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "was", "who", "with"]
-)
 PLAIN = str.maketrans(
     {"\u00a0": " ", "\u2060": "", "\ufeff": "", "‘": "'", "’": "'", "‚": ",", "“": '"', "”": '"', "↩": ""}
 )
