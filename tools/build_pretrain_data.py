@@ -26,25 +26,7 @@ TOO_LONG = ("War and Peace", "The Origin of Species")
 BY_TITLE = ("Fables", "Short Fiction", "Household Tales", "The Adventures of Sherlock Holmes", "The Jungle Book")
 """Collections, whose parts have titles and no numbers."""
 CHAPTER = re.compile(r"((Letter|Chapter) )?[IVXLC]+")
-SMALL_WORDS = {
-    "a",
-    "an",
-    "and",
-    "as",
-    "at",
-    "by",
-    "for",
-    "from",
-    "in",
-    "of",
-    "on",
-    "or",
-    "the",
-    "to",
-    "was",
-    "who",
-    "with",
-}
+SMALL_WORDS = frozenset("a an and as at by for from in of on or the to was who with".split())  # noqa: SIM905
 PLAIN = str.maketrans(
     {"\u00a0": " ", "\u2060": "", "\ufeff": "", "‘": "'", "’": "'", "‚": ",", "“": '"', "”": '"', "↩": ""}
 )
@@ -92,10 +74,6 @@ def documents(train: Path) -> Iterator[dict[str, str]]:
         kind = {"inaugural": "Inaugural address", "state_union": "State of the Union"}[speech["corpus"]]
         source = f"{kind}, {name}"
         yield {"id": normalise(source).replace(" ", "-"), "source": source, "text": clean(speech["text"])}
-
-
-def runs(text: str) -> set[tuple[str, ...]]:
-    return set(word_runs(text))
 
 
 def leaking(rows: Iterable[dict[str, str]], forbidden: set[tuple[str, ...]]) -> set[str]:

@@ -40,11 +40,11 @@ def read_documents(source: Path) -> list[Document]:
         DataError: no text, rows without text, or a part without a document; all bad rows are named at once.
     """
     if source.name.endswith((".txt", ".txt.gz")):
-        documents = [(source.name.split(".")[0], _read_text(source), None)]
+        documents: list[tuple[str, str, Part | None]] = [(source.name.split(".")[0], _read_text(source), None)]
     else:
         documents = _read_rows(source)
     if all(part is None for _, _, part in documents):
-        return _split(documents, source)
+        return _split([(name, text) for name, text, _ in documents], source)
     if unsaid := [name for name, _, part in documents if part is None]:
         raise DataError(
             f"{source}: rows {_listed(unsaid)} name no 'split' and others do; write train or validation in every row"
@@ -112,17 +112,17 @@ def _read_rows(source: Path) -> list[tuple[str, str, Part | None]]:
     return documents
 
 
-def _split(documents: Sequence[tuple[str, str, None]], source: Path) -> list[Document]:
+def _split(documents: Sequence[tuple[str, str]], source: Path) -> list[Document]:
     if len(documents) == 1:
         return _cut(Document(documents[0][0], documents[0][1], "train"), source)
-    digests = [hashlib.sha256(text.encode("utf-8")).digest() for _, text, _ in documents]
+    digests = [hashlib.sha256(text.encode("utf-8")).digest() for _, text in documents]
     distinct = sorted(set(digests))
     if len(distinct) == 1:
         raise DataError(f"{source}: all documents are the same, so none can validate; add others")
     held_out = set(distinct[: max(1, round(VALIDATION_SHARE * len(distinct)))])
     return [
         Document(name, text, "validation" if digest in held_out else "train")
-        for (name, text, _), digest in zip(documents, digests, strict=True)
+        for (name, text), digest in zip(documents, digests, strict=True)
     ]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
-from postgrad.errors import ConfigError, DataError
+from postgrad.errors import ConfigError
 from postgrad.models.policy import PolicyModel
 
 _OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -25,6 +26,7 @@ def fresh_policy(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> 
     Raises:
         ConfigError: an unknown key, a value that the architecture refuses, or no decoder that can be trained here.
     """
+    transformers_logging.disable_progress_bar()
     ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": None}
     _check_keys(config)
     name = config["model_type"]
@@ -33,8 +35,8 @@ def fresh_policy(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> 
         lm = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
         model = PolicyModel(lm)
         _try(model)
-    # Every architecture has its own way of refusing a shape.
-    except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError, ArithmeticError, DataError) as e:
+    # Every architecture has its own way of refusing a shape, down to KeyError and bare Exception.
+    except Exception as e:  # noqa: BLE001
         raise ConfigError(f"'model.config': {name!r} cannot be built from these values ({_reason(e)})") from None
     return model
 
@@ -68,4 +70,4 @@ def _try(model: PolicyModel) -> None:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

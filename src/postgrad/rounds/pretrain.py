@@ -1,4 +1,4 @@
-"""Method "pretrain": text, a tokenizer from it, a base model from both, and what that model knows and claims to know."""
+"""Method "pretrain": text, a tokenizer from it, a base model from both, and how well its probabilities hold."""
 
 from __future__ import annotations
 
@@ -140,10 +140,11 @@ def _tokenizer_stage(run: _Run, stage: Stage) -> None:
             done += 1
             progress(done, total)
         save_file({"ids": torch.tensor(ids, dtype=torch.int32)}, stage.directory / f"{part}.safetensors")
-        sizes = [{"id": d.id, "bytes": len(d.text.encode("utf-8"))} for d in texts[part]]
-        write_lines(stage.directory / f"{part}.jsonl", sizes)
+        sizes = [len(d.text.encode("utf-8")) for d in texts[part]]
+        rows = ({"id": d.id, "bytes": size} for d, size in zip(texts[part], sizes, strict=True))
+        write_lines(stage.directory / f"{part}.jsonl", rows)
         summary[f"{part}_tokens"] = len(ids) - 1
-        summary[f"{part}_bytes_per_token"] = sum(size["bytes"] for size in sizes) / (len(ids) - 1)
+        summary[f"{part}_bytes_per_token"] = sum(sizes) / (len(ids) - 1)
     tokenizer.save_pretrained(stage.directory / "tokenizer")
     stage.summary = summary
 
