@@ -62,6 +62,7 @@ def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     ("old", "new", "said"),
     [
         ("[sft]", "[sft]\nlearning_rat = 1", "unknown key 'sft.learning_rat'; remove it or correct its spelling"),
+        ("seed = 7", 'seed = 7\nmethod = "hope"', "tiny.toml': 'method' = 'hope' is not one of round"),
         ("[sft]", "[stf]", "missing key 'sft'; unknown key 'stf'"),
         ("steps = 4", "steps = 0", "'rl.steps' = 0: input should be greater than 0"),
         ("steps = 4", "steps = 4\ntop_p = 0.9", "'rl.top_p' = 0.9: must be 1, or the loss would compare"),

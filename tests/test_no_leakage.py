@@ -10,9 +10,10 @@ import pytest
 from test_quickstart_data import builder
 from tiny_round import call
 
+from postgrad.data.text import read_documents
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
-from postgrad.recipes import quickstart_rows
+from postgrad.recipes import books_data_path, quickstart_rows
 from postgrad.rounds.manifest import find_round
 from postgrad.run import RunDirectory
 
@@ -70,3 +71,19 @@ def test_what_a_round_trained_on_is_held_out_nowhere(
     assert len(bases) == 160
     seen = {prompt for _, prompt in own_rows} | bases
     assert [text for text in sorted(seen) if builder.fingerprint(text) in public] == []
+
+
+def test_what_a_base_model_is_pretrained_on_is_in_no_evaluation_and_not_in_its_own_validation() -> None:
+    documents = read_documents(books_data_path())
+    held_out = [d for d in documents if d.part == "validation"]
+    assert (len(documents), len(held_out)) == (995, 46)
+    assert books_data_path().stat().st_size < 4_000_000
+    runs = {run for d in held_out for run in builder.word_runs(d.text)}
+    assert len(runs) > 50_000
+    assert [d.id for d in documents if d.part == "train" and not runs.isdisjoint(builder.word_runs(d.text))] == []
+
+    fingerprints = (Path(__file__).parent / "data/eval_public_prompts.bin").read_bytes()
+    public = {fingerprints[i : i + 8] for i in range(0, len(fingerprints), 8)}
+    paragraphs = {part for d in documents for part in d.text.split("\n") if len(part.split()) > 3}
+    assert len(paragraphs) > 30_000
+    assert [text for text in sorted(paragraphs) if builder.fingerprint(text) in public] == []

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from postgrad.config import AnyRecipe
     from postgrad.engine.local import LocalEngine
     from postgrad.feedback.store import LabelStore
+    from postgrad.rounds.manifest import Manifest
+    from postgrad.rounds.summary import Bars
     from postgrad.text.template import Renderer
 
 app = typer.Typer(
@@ -52,12 +55,15 @@ def quickstart(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or a packaged recipe: quickstart, grpo-lora.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A TOML file, or a packaged recipe: quickstart, grpo-lora, pretrain-10m, pretrain-tiny."),
+    ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
     set_: Set = None,
 ) -> None:
-    """Run a recipe's round, or go on with the unfinished one."""
+    """Run a recipe, or go on with the unfinished run of it."""
     _run(recipe, workspace, tuple(set_ or ()), me=me)
 
 
@@ -197,40 +203,69 @@ def main() -> None:
 
 def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: bool) -> None:
     from postgrad.config import load_recipe
-    from postgrad.models.pull import resolve
+    from postgrad.errors import ConfigError
     from postgrad.recipes import recipe_path
+    from postgrad.rounds.manifest import METHODS
 
     path = recipe_path(recipe_name)
-    recipe = load_recipe(path, (*(ASKING if me else ()), *overrides))
-    initial = resolve(recipe.model.name)
-    source = _source(recipe.data.source, path)
+    recipe = load_recipe(path, overrides)
+    if me and recipe.method != "round":
+        raise ConfigError(f"--me answers the comparisons of a round, and method {recipe.method!r} asks none; drop it")
+    if me:
+        recipe = load_recipe(path, (*ASKING, *overrides))
     console = _console()
     _interrupt_at_once()
     try:
         with console.status("starting"):
-            from postgrad.rounds.round import run_round
             from postgrad.rounds.summary import Bars, summary_tables
-        with Bars(console) as bars:
-            manifest = run_round(
-                recipe,
-                workspace=workspace,
-                initial=initial,
-                source=source,
-                bar=bars.open,
-                announce=bars.announce,
-                ask=_asker(console) if me else None,
-            )
+
+            start = _prepare(recipe, path, workspace, _asker(console) if me else None)
+        with Bars(console, METHODS[recipe.method]) as bars:
+            manifest = start(bars)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
         raise typer.Exit(130) from None
     for table in summary_tables(manifest):
         console.print(table)
-    gate = manifest.find("gate")
     where = "" if workspace == DEFAULT_WORKSPACE else f" --workspace {workspace}"
+    gate = manifest.find("gate")
     released = gate is not None and gate.summary["verdict"] == "pass"
-    talk = f"chat{where}" if released else f"chat {manifest.stage_directory('rl') / 'policy'}"
+    talk = f"chat{where}" if released else f"chat {manifest.stage_directory(_POLICY[recipe.method]) / 'policy'}"
     _say(f"next: postgrad report {manifest.record.id}{where}")
     _say(f"      postgrad {talk}")
+
+
+_POLICY = {"round": "rl", "pretrain": "pretrain"}
+"""A recipe's method -> the stage that leaves its policy."""
+
+
+def _prepare(
+    recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
+) -> Callable[[Bars], Manifest]:
+    """The recipe's method, ready to start: its slow imports done, and whatever can be refused at once refused."""
+    from postgrad.config import PretrainRecipe
+    from postgrad.models.pull import resolve
+
+    if isinstance(recipe, PretrainRecipe):
+        text = _source(recipe.data.source, path)
+        from postgrad.rounds.pretrain import run_pretrain
+
+        return lambda bars: run_pretrain(
+            recipe, workspace=workspace, source=text, bar=bars.open, announce=bars.announce
+        )
+    initial = resolve(recipe.model.name)
+    source = _source(recipe.data.source, path)
+    from postgrad.rounds.round import run_round
+
+    return lambda bars: run_round(
+        recipe,
+        workspace=workspace,
+        initial=initial,
+        source=source,
+        bar=bars.open,
+        announce=bars.announce,
+        ask=ask,
+    )
 
 
 def _interrupt_at_once() -> None:
@@ -245,10 +280,11 @@ def _interrupt_at_once() -> None:
 
 def _source(source: str, recipe: Path) -> Path:
     from postgrad.errors import ConfigError
-    from postgrad.recipes import quickstart_data_path
+    from postgrad.recipes import books_data_path, quickstart_data_path
 
-    if source == "quickstart":
-        return quickstart_data_path()
+    packaged = {"quickstart": quickstart_data_path, "books": books_data_path}
+    if source in packaged:
+        return packaged[source]()
     path = recipe.parent / source
     if not path.is_file():
         raise ConfigError(f"'data.source' = {source!r} in {str(recipe)!r}: {str(path)!r} does not exist")

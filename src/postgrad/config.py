@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -157,11 +158,17 @@ class GateConfig(_Section):
     max_kl: Annotated[float, Field(gt=0)] = 20.0
 
 
-class Recipe(_Section):
+class _Recipe(_Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     seed: int = 0
     batch_tokens: Positive = 2048
     """Most tokens, padding included, that one forward pass may hold; changes memory, never the result."""
+
+
+class Recipe(_Recipe):
+    """A whole round."""
+
+    method: Literal["round"] = "round"
     model: ModelConfig
     data: DataConfig
     sft: SftConfig
@@ -172,8 +179,49 @@ class Recipe(_Section):
     gate: GateConfig
 
 
-def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+class FreshModelConfig(_Section):
+    config: dict[str, Any]
+    """`model_type` and any other keys of that transformers configuration; vocabulary and token ids are filled in."""
+
+
+class TextConfig(_Section):
+    source: str
+    """"books", or a .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet file; rows hold their document in `text`."""
+
+
+class TokenizerConfig(_Section):
+    vocab_size: Annotated[int, Field(gt=256)]
+    """Bytes, end of text and merges."""
+
+
+class PretrainConfig(_Section):
+    steps: Positive
+    rows_per_step: Positive
+    """Each as long as the model's context."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    evaluate_every: Positive
+    """Steps between two readings of the validation loss, and between two checkpoints."""
+
+
+class PretrainRecipe(_Recipe):
+    """A base model from text alone."""
+
+    method: Literal["pretrain"]
+    model: FreshModelConfig
+    data: TextConfig
+    tokenizer: TokenizerConfig
+    pretrain: PretrainConfig
+
+
+AnyRecipe = Recipe | PretrainRecipe
+RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe, "pretrain": PretrainRecipe}
+"""By the recipe's `method`."""
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AnyRecipe:
     """Read a TOML recipe and apply `section.key=value` overrides (values in TOML syntax, or bare strings).
+
+    Its `method` says which keys it may have.
 
     Raises:
         ConfigError: file missing, TOML malformed, a key unknown or a value out of range; every problem is named.
@@ -188,8 +236,11 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ConfigError(f"recipe {str(path)!r} cannot be read: {e.strerror}; name a TOML file of yours") from None
     for override in overrides:
         _apply(raw, override)
+    method = raw.get("method", "round")
+    if method not in RECIPES:
+        raise ConfigError(f"recipe {str(path)!r}: 'method' = {method!r} is not one of {', '.join(RECIPES)}")
     try:
-        return Recipe.model_validate(raw)
+        return RECIPES[method].model_validate(raw)
     except ValidationError as e:
         raise ConfigError(f"recipe {str(path)!r}: " + "; ".join(_explain(p) for p in e.errors())) from None
 

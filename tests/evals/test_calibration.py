@@ -3,7 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from postgrad.evals.calibration import brier, ece, fit_temperature, pair_calibration, reliability, wilson_interval
+from postgrad.evals.calibration import (
+    brier,
+    clustered_calibration,
+    ece,
+    fit_temperature,
+    pair_calibration,
+    ratio_interval,
+    reliability,
+    wilson_interval,
+)
 
 PREDICTED, OUTCOMES = [0.9, 0.9, 0.9, 0.9, 0.6], [1, 1, 1, 0, 1]
 
@@ -58,3 +67,39 @@ def test_a_reward_models_pairs_are_summed_up() -> None:
     assert got["calibration"] == [{"predicted": pytest.approx(0.7), "observed": pytest.approx(0.7), "n": 10}]
     assert got["ece"] == pytest.approx(0)
     assert got["temperature"] == pytest.approx(1, abs=1e-5)
+
+
+def test_clustered_calibration_by_hand() -> None:
+    # Two documents of four and six places; bin 0 holds (6 of them, 2.4 predicted, 3 hits), bin 1 (4, 3.2, 2).
+    sums = np.array([[[2, 0.6, 1], [2, 1.6, 1]], [[4, 1.8, 2], [2, 1.6, 1]]], dtype=float)
+    found = clustered_calibration(sums, np.array([4.0, 6.0]), resamples=200)
+    assert found["ece"] == pytest.approx((0.6 + 1.2) / 10)
+    assert found["calibration"] == [
+        {"predicted": pytest.approx(0.4), "observed": pytest.approx(0.5), "n": 6},
+        {"predicted": pytest.approx(0.8), "observed": pytest.approx(0.5), "n": 4},
+    ]
+    # Resamples are of the first alone, the second alone or both: 1.0 / 4, 0.8 / 6 and 1.8 / 10.
+    assert found["ece_low"] == pytest.approx(0.8 / 6)
+    assert found["ece_high"] == pytest.approx(1.0 / 4)
+
+
+def test_with_one_prediction_a_place_it_is_the_expected_calibration_error() -> None:
+    dice = np.random.default_rng(1)
+    p, y = dice.random(500), dice.random(500) < 0.4
+    bins = np.minimum((p * 10).astype(int), 9)
+    sums = np.array([[[(bins[part] == b).sum(), p[part][bins[part] == b].sum(), y[part][bins[part] == b].sum()]
+                      for b in range(10)] for part in np.array_split(np.arange(500), 7)], dtype=float)  # fmt: skip
+    found = clustered_calibration(
+        sums, np.array([len(part) for part in np.array_split(np.arange(500), 7)], dtype=float)
+    )
+    assert found["ece"] == pytest.approx(ece(p, y))
+    assert found["ece_low"] < found["ece"] < found["ece_high"]
+
+
+def test_a_bootstrap_of_equal_clusters_has_no_width_and_of_unequal_ones_the_width_of_their_mean() -> None:
+    assert ratio_interval(np.full((9, 1), 6.0), np.full(9, 2.0)) == pytest.approx((3.0, 3.0))
+    dice = np.random.default_rng(2)
+    values = dice.normal(5, 1, (400, 1))
+    low, high = ratio_interval(values, np.ones(400), resamples=4000)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)

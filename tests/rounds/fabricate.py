@@ -131,7 +131,8 @@ def _write_metrics(directory: Path, stage: str) -> None:
 
 
 def _recipe(seed: int, steps: int) -> dict[str, Any]:
-    return {"name": "quickstart", "seed": seed, "rl": {"algorithm": "ppo", "steps": steps, "kl_coef": 0.05}}
+    rl = {"algorithm": "ppo", "steps": steps, "kl_coef": 0.05}
+    return {"method": "round", "name": "quickstart", "seed": seed, "rl": rl}
 
 
 def fabricate_round(

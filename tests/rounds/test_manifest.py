@@ -13,7 +13,7 @@ from postgrad.rounds.manifest import Manifest, find_or_create_round, find_round,
 
 VERSIONS = {"postgrad": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.16.0"}
 MODEL = {"name": "smollm2-135m", "sha256": "ab" * 32}
-RECIPE = {"name": "quickstart", "seed": 3, "sft": {"epochs": 1}}
+RECIPE = {"method": "round", "name": "quickstart", "seed": 3, "sft": {"epochs": 1}}
 PROMPTS = {"prompts": "cd" * 32}
 
 

@@ -116,6 +116,52 @@ def pair_calibration(margins: Sequence[float], *, num_bins: int = 5) -> dict[str
     }
 
 
+def clustered_calibration(
+    sums: NDArray[np.float64], num: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Calibration from sums over bins of predictions that come in clusters, with a bootstrap interval over these.
+
+    The error is the sum over bins of |sum of predictions - number of hits|, a place: `ece` where there is one
+    prediction a place, and the misplaced probability a place where all classes are predicted. Noise alone makes it
+    positive, and a resample noisier, so the interval errs upwards.
+
+    Args:
+        sums: [clusters, bins, 3], of (number, predictions, hits); clusters are the documents that tokens come from.
+        num: [clusters], places.
+        resamples: of the clusters, with replacement.
+        seed: of the resamples.
+    """
+    total = sums.sum(axis=0)
+    gaps = sums[:, :, 1] - sums[:, :, 2]
+    low, high = ratio_interval(gaps, num, resamples=resamples, seed=seed)
+    return {
+        "ece": float(np.abs(gaps.sum(axis=0)).sum() / num.sum()),
+        "ece_low": low,
+        "ece_high": high,
+        "calibration": [
+            {"predicted": float(p / n), "observed": float(hits / n), "n": int(n)} for n, p, hits in total if n > 0
+        ],
+    }
+
+
+def ratio_interval(
+    above: NDArray[np.float64], below: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of sum |above| / sum below over resampled clusters (Efron, 1979).
+
+    Args:
+        above: [clusters, columns]; summed over the clusters of a resample before its absolute value is taken.
+        below: [clusters].
+        resamples: of the clusters, with replacement.
+        seed: of the resamples.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(below), np.full(len(below), 1 / len(below)), size=resamples).astype(np.float64)
+    ratios = np.abs(weights @ above).sum(axis=1) / (weights @ below)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _pair(predicted: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     p, y = np.asarray(predicted, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     assert p.shape == y.shape, f"{p.shape} predictions for {y.shape} outcomes"

@@ -1,4 +1,4 @@
-"""What ships with the package: the quickstart's prompts and its recipe."""
+"""What ships with the package: recipes, the quickstart's prompts, books and speeches to pretrain on."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def quickstart_rows() -> list[dict[str, Any]]:
 
 def quickstart_data_path() -> Path:
     return Path(str(files(__name__).joinpath("data", "quickstart.jsonl.gz")))
+
+
+def books_data_path() -> Path:
+    """Documents for pretraining: id, source, split (train or validation) and text."""
+    return Path(str(files(__name__).joinpath("data", "books.jsonl.gz")))
 
 
 def recipe_path(name: str) -> Path:

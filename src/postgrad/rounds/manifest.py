@@ -27,6 +27,12 @@ from postgrad.run import atomic_write, disk_errors, sha256_file
 STAGES = ("prompts", "sft", "samples", "labels", "reward", "rl", "arena", "gate")
 """In the order of the loop."""
 
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "round": STAGES,
+    "pretrain": ("text", "tokenizer", "pretrain", "evaluate"),
+}
+"""A recipe's method -> its stages, in order."""
+
 SCRATCH = "checkpoints"
 """A stage's folder of this name holds what only a resumption needs; it is no output."""
 
@@ -63,6 +69,7 @@ class StageRecord(_Record):
 
 class RoundRecord(_Record):
     id: str
+    method: str = "round"
     recipe: str
     recipe_sha256: str
     seed: int
@@ -109,8 +116,13 @@ class Manifest:
         """The stage's record, or None where the round has not reached it."""
         return next((stage for stage in self.record.stages if stage.name == name), None)
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of all stages of the round's method, in order, reached or not."""
+        return METHODS[self.record.method]
+
     def stage_directory(self, name: str) -> Path:
-        assert name in STAGES, f"{name!r} is not one of {STAGES}"
+        assert name in self.stages, f"{name!r} is not one of {self.stages}"
         return self.directory / "stages" / name
 
     def digest(self, name: str) -> str:
@@ -293,7 +305,7 @@ def find_or_create_round(
 
     Args:
         workspace: made where it does not exist; the caller holds its lock.
-        recipe: resolved, with "name" and "seed"; kept as recipe.json.
+        recipe: resolved, with "name", "seed" and "method"; kept as recipe.json.
         versions: of postgrad, python, torch, transformers: what a resumption must share to be exact.
         model: "name" and "sha256" of the initial policy.
 
@@ -310,6 +322,7 @@ def find_or_create_round(
     number = 1 + max((int(name.partition("-")[0]) for name in taken if re.match(r"\d+-", name)), default=0)
     record = RoundRecord(
         id=f"{number:04d}-{recipe['name']}",
+        method=recipe["method"],
         recipe=recipe["name"],
         recipe_sha256=digest,
         seed=recipe["seed"],

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from postgrad.errors import DataError
-from postgrad.rounds.manifest import STAGES, Manifest
+from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.report_charts import line_chart, reliability_chart
 from postgrad.run import METRIC_KEYS, atomic_write, read_metrics
 
@@ -34,8 +34,11 @@ _TITLES: Mapping[str, str] = {
     "value/explained_variance": "Explained variance",
     "policy/clip_frac": "Clipped tokens",
     "optim/grad_norm": "Gradient norm",
+    "validation/bits_per_byte": "Validation loss",
+    "time/tokens_per_s": "Speed",
 }
 _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
     "sft": (2, ("loss/nll", "optim/grad_norm")),
     "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
     "rl": (
@@ -72,10 +75,65 @@ def write_report(round_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(_FILTERS)
-    page = environment.get_template("report.html.jinja").render(_view(manifest))
+    whole = manifest.record.method == "round"
+    template, view = ("report.html.jinja", _view) if whole else ("report_method.html.jinja", _method_view)
+    page = environment.get_template(template).render(view(manifest))
     path = round_dir / "report.html"
     atomic_write(path, re.sub("[\ud800-\udfff]", "\ufffd", page))  # lone surrogates have no bytes in UTF-8
     return path
+
+
+def _common_view(manifest: Manifest) -> dict[str, Any]:
+    """What the page of every method shows."""
+    stages = {stage.name: stage for stage in manifest.record.stages}
+    recipe = _read_json(manifest.directory / "recipe.json")
+    return {
+        "round": manifest.record,
+        "stages": [(name, stages.get(name)) for name in manifest.stages],
+        "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
+        "changes": _recipe_changes(manifest, recipe),
+        "total": _total(manifest),
+        "longest": max((stage.seconds for stage in manifest.record.stages), default=0.0) or 1.0,
+    }
+
+
+def _method_view(manifest: Manifest) -> dict[str, Any]:
+    """A method by itself: what its stages say of themselves, whatever that is."""
+    record = manifest.record
+    done = [stage for stage in record.stages if stage.status == "done"]
+    failed = next((stage for stage in record.stages if stage.status == "failed"), None)
+    if failed is not None:
+        headline = ("fail", "Stopped", f"This run stopped in stage {failed.name}: {failed.error}")
+    elif record.status == "done":
+        headline = ("pass", "Done", f"Recipe {record.recipe}: all stages of method {record.method} are done.")
+    else:
+        headline = ("investigate", "Unfinished", "This run has not reached its end.")
+    reliability = []
+    for stage in done:
+        if rows := stage.summary.get("calibration"):
+            label = "The likeliest outcome"
+            reliability.append((label, reliability_chart(rows, label=f"Reliability: {label.lower()}")))
+        if rows := stage.summary.get("all_calibration"):
+            label = "All outcomes, logarithmic"
+            reliability.append((label, reliability_chart(rows, label=f"Reliability: {label.lower()}", log=True)))
+    samples = [manifest.stage_directory(stage.name) / "samples.jsonl" for stage in done]
+    return _common_view(manifest) | {
+        "headline": headline,
+        "findings": [
+            (stage.name, key, value)
+            for stage in done
+            for key, value in stage.summary.items()
+            if isinstance(value, int | float | str)
+        ],
+        "charts": [chart for name in manifest.stages if name in _CHARTS for chart in _charts(manifest, name)],
+        "reliability": reliability,
+        "samples": [
+            {**row, "prompt": _printable(row["prompt"]), "text": _printable(row["text"])}
+            for path in samples
+            if path.exists()
+            for row in _read_lines(path)[:NUM_SAMPLES]
+        ],
+    }
 
 
 def _view(manifest: Manifest) -> dict[str, Any]:
@@ -86,28 +144,22 @@ def _view(manifest: Manifest) -> dict[str, Any]:
     gate = _read_json(manifest.stage_directory("gate") / "gate.json") if "gate" in done else None
     answers = _read_lines(manifest.stage_directory("arena") / "answers.jsonl") if "arena" in done else []
     labels = {"initial": "Initial", "released": "Released", "sft": "SFT", "rl": recipe["rl"]["algorithm"].upper()}
-    return {
-        "round": manifest.record,
-        "stages": [(name, stages.get(name)) for name in STAGES],
+    return _common_view(manifest) | {
         "stage": stages,
         "done": done,
         "labels": labels,
         "asks_a_person": recipe.get("asks_a_person", False),
-        "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
-        "changes": _recipe_changes(manifest, recipe),
         "gate": gate,
         "arena": arena,
         "elo_scale": _elo_scale(arena) if arena else None,
         "measures": _measures(arena) if arena else [],
         "headline": _headline(manifest, gate, labels),
         "pair": _pair(arena, "rl", "initial") if arena else None,
-        "charts": {name: _charts(manifest, name) for name in _CHARTS},
+        "charts": {name: _charts(manifest, name) for name in manifest.stages if name in _CHARTS},
         "reliability": _reliability(done.get("reward", {})),
         "samples": _samples(answers),
         "num_answers": len(answers),
         "num_samples": NUM_SAMPLES,
-        "total": _total(manifest),
-        "longest": max((stage.seconds for stage in manifest.record.stages), default=0.0) or 1.0,
     }
 
 
@@ -178,7 +230,8 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
 
 def _reliability(summary: Mapping[str, Any]) -> str | None:
     bins = [row for row in summary.get("calibration", ()) if row["n"] > 0]
-    return reliability_chart(bins) if bins else None
+    label = "Reliability of the reward model: observed against predicted preference"
+    return reliability_chart(bins, label=label) if bins else None
 
 
 def _pair(arena: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:

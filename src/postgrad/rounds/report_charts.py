@@ -11,7 +11,7 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 # Matplotlib wants colours, the page has themes: each stand-in becomes a CSS variable in the finished drawing.
 ACCENT, MUTED, GRID = "#aa0001", "#aa0002", "#aa0003"
@@ -57,28 +57,38 @@ def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, s
     return _svg(figure, label)
 
 
-def reliability_chart(calibration: Sequence[Mapping[str, Any]]) -> Markup:
-    """Observed against predicted probability that the answer scored higher is preferred; area shows the pairs a bin.
+def reliability_chart(calibration: Sequence[Mapping[str, Any]], *, label: str, log: bool = False) -> Markup:
+    """Observed share against predicted probability; a dot's area shows the size of its bin.
 
     Source: reliability diagrams, Guo et al. 2017, arXiv 1706.04599, section 2.
+
+    Args:
+        calibration: bins, with "predicted", "observed" and "n".
+        label: what a screen reader says.
+        log: logarithmic axes, on which a bin where nothing came true has no place.
     """
     figure, axes = _canvas((7.0, 6.2))
-    rows = [row for row in calibration if row["n"] > 0]
+    rows = [row for row in calibration if row["n"] > 0 and (row["observed"] > 0 or not log)]
     predicted = [row["predicted"] for row in rows]
     observed = [row["observed"] for row in rows]
     most = max(row["n"] for row in rows)
-    low = min(0.0 if min(predicted, default=0.5) < 0.5 else 0.5, *observed) - 0.04
-    axes.plot([low, 1.04], [low, 1.04], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    low, high = min(0.0 if min(predicted, default=0.5) < 0.5 else 0.5, *observed) - 0.04, 1.04
+    if log:
+        low, high = min(*predicted, *observed) / 2, 2.0
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.plot(predicted, observed, color=ACCENT, linewidth=2)
     axes.scatter(predicted, observed, s=[25 + 150 * row["n"] / most for row in rows], color=ACCENT, zorder=3)
+    if log:
+        axes.loglog()
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=5))
-        axis.set_major_formatter(lambda x, _: f"{x:.0%}")
-    axes.set_xlim(low, 1.04)
-    axes.set_ylim(low, 1.04)
+        axis.set_major_locator(LogLocator(numticks=8) if log else MaxNLocator(nbins=5))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(lambda x, _: f"{x:g}" if log else f"{x:.0%}")
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
     axes.set_xlabel("predicted", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
     axes.set_title("observed", color=MUTED, fontsize=_TEXT, loc="left", pad=6)
-    return _svg(figure, "Reliability of the reward model: observed against predicted preference")
+    return _svg(figure, label)
 
 
 def _canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
-import postgrad
 from postgrad.config import Recipe
 from postgrad.db.engine import sqlite_url
-from postgrad.errors import PostgradError
 from postgrad.feedback.store import LabelStore
 from postgrad.gates.release import ReleasePointer
 from postgrad.methods.sft import Progress
 from postgrad.rounds.context import Context, write_json
+from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.judge import arena_stage, gate_stage
-from postgrad.rounds.manifest import STAGES, Manifest, Stage, find_or_create_round
+from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.stages import (
     labels_stage,
     prompts_stage,
@@ -26,7 +22,7 @@ from postgrad.rounds.stages import (
     samples_stage,
     sft_stage,
 )
-from postgrad.run import WorkspaceLock, disk_errors, sha256_file, sha256_tree
+from postgrad.run import sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 
@@ -57,46 +53,24 @@ def run_round(
     Raises:
         PostgradError: with one sentence; the same command goes on from there.
     """
-    with WorkspaceLock(workspace):
-        renderer = Renderer(load_tokenizer(initial))
-        manifest = find_or_create_round(
-            workspace,
-            recipe.model_dump(mode="json") | {"asks_a_person": ask is not None},
-            versions={
-                "postgrad": postgrad.__version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "transformers")},
-            },
-            model={"name": recipe.model.name, "sha256": sha256_tree(initial)},
-        )
+    renderer = Renderer(load_tokenizer(initial))
+    model = {"name": recipe.model.name, "sha256": sha256_tree(initial)}
+    with open_round(recipe, workspace=workspace, model=model, asks_a_person=ask is not None) as manifest:
         write_json(manifest.directory / "text.json", {"template_and_tokenizer_sha256": renderer.fingerprint})
         released = ReleasePointer(workspace).read()
         url = database or sqlite_url(workspace / "postgrad.db")
         with LabelStore(url) as store:
             ctx = Context(recipe, manifest, initial, source, store, renderer, bar, ask)
-            source_hash, text_hash = sha256_file(source), renderer.fingerprint
-            common = {"source": source_hash, "model": manifest.record.model["sha256"], "text": text_hash}
-            work: list[tuple[str, tuple[str, ...], Callable[[Context, Stage], None]]] = [
-                ("prompts", (), prompts_stage),
-                ("sft", ("prompts",), sft_stage),
-                ("samples", ("sft",), samples_stage),
-                ("labels", ("samples",), labels_stage),
-                ("reward", ("sft", "labels"), reward_stage),
-                ("rl", ("sft", "reward"), rl_stage),
-                ("arena", ("sft", "rl"), lambda c, s: arena_stage(c, s, released)),
-                ("gate", ("rl", "arena"), lambda c, s: gate_stage(c, s, workspace, released)),
+            work = [
+                Work("prompts", (), lambda s: prompts_stage(ctx, s)),
+                Work("sft", ("prompts",), lambda s: sft_stage(ctx, s)),
+                Work("samples", ("sft",), lambda s: samples_stage(ctx, s)),
+                Work("labels", ("samples",), lambda s: labels_stage(ctx, s)),
+                Work("reward", ("sft", "labels"), lambda s: reward_stage(ctx, s)),
+                Work("rl", ("sft", "reward"), lambda s: rl_stage(ctx, s)),
+                Work("arena", ("sft", "rl"), lambda s: arena_stage(ctx, s, released)),
+                Work("gate", ("rl", "arena"), lambda s: gate_stage(ctx, s, workspace, released)),
             ]
-            for name, reads, run in work:
-                inputs = common | {stage: manifest.digest(stage) for stage in reads}
-                try:
-                    with manifest.stage(name, inputs=inputs) as stage, disk_errors(stage.directory):
-                        if stage.todo:
-                            announce(name)
-                            run(ctx, stage)
-                except PostgradError:
-                    if [(s.name, s.status) for s in manifest.record.stages] == [(STAGES[0], "failed")]:
-                        # Refused before anything was made of it: no round is left behind.
-                        shutil.rmtree(manifest.directory)
-                    raise
-            manifest.finish()
+            inputs = {"source": sha256_file(source), "model": model["sha256"], "text": renderer.fingerprint}
+            run_stages(manifest, work, inputs=inputs, announce=announce)
     return manifest

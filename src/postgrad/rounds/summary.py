@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,17 +19,23 @@ from rich.progress import (
 from rich.table import Table
 
 from postgrad.methods.sft import Progress as Report
-from postgrad.rounds.manifest import STAGES, Manifest
+from postgrad.rounds.manifest import Manifest
 
 WIDE = 72
 """Columns of a terminal that has room for a bar and its times."""
 
 
 class Bars:
-    """One live bar at a time; leaving the context stops it, whatever happened."""
+    """One live bar at a time; leaving the context stops it, whatever happened.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to draw.
+        stages: names of all that will be announced, in order.
+    """
+
+    def __init__(self, console: Console, stages: Sequence[str]) -> None:
         self._console = console
+        self._stages = stages
         self._live: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -39,7 +46,7 @@ class Bars:
 
     def announce(self, stage: str) -> None:
         self.stop()
-        self._console.print(f"[bold]{STAGES.index(stage) + 1}/{len(STAGES)}[/] {stage}")
+        self._console.print(f"[bold]{self._stages.index(stage) + 1}/{len(self._stages)}[/] {stage}")
 
     def open(self, title: str) -> Report:
         """A bar that pulses until the first step says how many there are; its title alone where nobody watches."""
@@ -70,7 +77,9 @@ class Bars:
 
 
 def summary_tables(manifest: Manifest) -> list[Table]:
-    """Stages, policies, matches and verdict of a finished round."""
+    """Stages, policies, matches and verdict of a finished round; of another method, stages and what they found."""
+    if manifest.record.method != "round":
+        return [_stages(manifest), _findings(manifest)]
     summaries = {stage.name: stage.summary for stage in manifest.record.stages}
     return [_stages(manifest), _players(summaries["arena"]), _matches(summaries["arena"], summaries["gate"])]
 
@@ -91,6 +100,20 @@ def _stages(manifest: Manifest) -> Table:
     peak = max(stage.peak_memory_bytes for stage in manifest.record.stages)
     table.add_section()
     table.add_row("all", f"{seconds / 60:.1f} min", "", f"{peak / 1e9:.1f} GB")
+    return table
+
+
+def _findings(manifest: Manifest) -> Table:
+    """Every number and word that a stage's summary holds; lists are for the report."""
+    table = Table(title="what the stages found", title_justify="left")
+    for name, justify in (("stage", "left"), ("quantity", "left"), ("value", "right")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for stage in manifest.record.stages:
+        rows = [(key, value) for key, value in stage.summary.items() if isinstance(value, int | float | str)]
+        for number, (key, value) in enumerate(rows):
+            shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+            table.add_row("" if number else stage.name, key.replace("_", " "), shown)
+        table.add_section()
     return table
 
 
