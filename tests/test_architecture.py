@@ -20,7 +20,7 @@ ROWS = (
     ("rollout",),
     ("methods", "evals", "gates", "studies"),
     ("rounds",),
-    ("serve", "web"),
+    ("serve", "web", "bench"),
     ("recipes", "testing"),
     ("cli",),
     ("__main__",),
