@@ -148,6 +148,12 @@ def test_package_and_command_line_import_nothing_heavy() -> None:
         assert not HEAVY & reached.keys(), f"{module} reaches {HEAVY & reached.keys()}: {reached}"
 
 
+def test_the_process_that_starts_what_is_timed_loads_no_torch() -> None:
+    sources = package_sources()
+    for module in ("postgrad.bench.command", "postgrad.models.pull"):
+        assert not TORCH & reached_on_import(module, sources).keys(), module
+
+
 def test_no_file_is_longer_than_500_lines() -> None:
     lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in python_files()}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FILE_LINES} == {}

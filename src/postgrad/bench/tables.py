@@ -24,8 +24,8 @@ NOTES = {
     "hold other conversations than ours and fewer tokens, so the optimizer's share of the time is larger.",
     "transformers": "transformers' generate keeps a row in its batch until the longest is done; ragged requests are "
     "sorted and batched at the best of three sizes. It returns no logprobs, which ours always does.",
-    "vllm": "vLLM brings compiled kernels of its own, and its engine is a second process; on the CPU it runs eagerly. It "
-    "was asked for no logprobs, which ours always returns.",
+    "vllm": "vLLM brings compiled kernels of its own, and its engine is a second process; on the CPU it runs eagerly. "
+    "It was asked for no logprobs, which ours always returns.",
     "postgrad ppo": "PPO is compared with TRL's GRPO: it trains a critic besides.",
 }
 
@@ -216,7 +216,8 @@ def _mean(key: str) -> Measure:
 
 
 def _rate(result: Result) -> float | None:
-    return sum(s["tokens"] for s in result["steps"]) / sum(s["seconds"] for s in result["steps"])
+    tokens, seconds = (sum(float(step[key]) for step in result["steps"]) for key in ("tokens", "seconds"))
+    return tokens / seconds
 
 
 def _share(seconds: str, *flops: str) -> Measure:
@@ -261,7 +262,7 @@ _RL_RATES = {
     "tokens": _mean("tokens"),
     "tokens/s": _rate,
     "train, %": _share("train_s", "train_flops"),
-    "with attention, %": _share("train_s", "train_flops", "attention_flops"),
+    "+ attention, %": _share("train_s", "train_flops", "attention_flops"),
     "GB": _memory,
     "logprob diff.": _logprob_diff,
 }
@@ -275,7 +276,7 @@ _SFT = {
     "tokens": _mean("tokens"),
     "tokens/s": _rate,
     "of peak, %": _share("train_s", "train_flops"),
-    "with attention, %": _share("train_s", "train_flops", "attention_flops"),
+    "+ attention, %": _share("train_s", "train_flops", "attention_flops"),
     "GB": _memory,
 }
 _QUANTITIES: Mapping[str, tuple[tuple[str, Measure, bool], ...]] = {

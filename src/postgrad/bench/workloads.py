@@ -93,7 +93,8 @@ def workloads(rows: Sequence[Sequence[Mapping[str, str]]]) -> list[Workload]:
 def ragged_lengths(num: int, low: int, high: int) -> list[int]:
     """Evenly spread from `low` to `high`, in an order that no batching profits from."""
     spread = [low + round(i * (high - low) / max(1, num - 1)) for i in range(num)]
-    stride = next(s for s in range(num // 2 + 1, num + 2) if math.gcd(s, num) == 1)
+    # Steps of the golden section come round evenly.
+    stride = next(s for s in range(round(0.618 * num), 2 * num) if math.gcd(s, num) == 1)
     return [spread[i * stride % num] for i in range(num)]
 
 
