@@ -174,8 +174,9 @@ def bench(
     else:
         from postgrad.models.pull import resolve
 
-        setup = command.setup(resolve(model), threads, peers)
-        chosen = command.plan(rows or quickstart_data_path(), _by_commas(only), _by_commas(against), setup)
+        directory = resolve(model)
+        chosen = command.plan(rows or quickstart_data_path(), _by_commas(only), _by_commas(against), peers)
+        setup = command.setup(directory, threads, peers)
         report = command.measure(chosen, setup, repeats=repeats, save_to=json_, console=_console())
     command.show(report, _console(), markdown)
 

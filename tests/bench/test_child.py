@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from postgrad.bench import child, machine
 from postgrad.bench.flops import ModelShape
 from postgrad.bench.workloads import Side, Workload, ragged_lengths, workloads
-from postgrad.testing import tiny_model
 
 ROWS = [
     [{"role": "user", "content": "why " * (1 + i % 3)}, {"role": "assistant", "content": "so " * (1 + 5 * i)}]
@@ -24,23 +22,14 @@ ADAPTER_16 = 2 * 16 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64))
 SPANS = ("sample_s", "score_s", "train_s", "publish_s")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With room for prompts of 490 words, which are 2,300 bytes."""
-    directory = tiny_model(tmp_path_factory.mktemp("bench") / "tiny")
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
-    return directory
-
-
 @pytest.fixture(autouse=True)
 def small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's own peak is of no interest here, and takes seconds."""
     monkeypatch.setitem(machine.SIZE, "cpu", 32)
 
 
-def job(model: Path, workload: Workload, side: Side, **changes: Any) -> dict[str, Any]:
-    fixed = {"kind": workload.kind, "model": str(model), "threads": 1, "device": "cpu", "seed": 0}
+def job(tiny_model_directory: Path, workload: Workload, side: Side, **changes: Any) -> dict[str, Any]:
+    fixed = {"kind": workload.kind, "model": str(tiny_model_directory), "threads": 1, "device": "cpu", "seed": 0}
     sizes = {"warmup": workload.warmup, "steps": 1}
     return {**workload.job, **side.options, **fixed, **sizes, **changes}
 
@@ -51,14 +40,15 @@ def ours(name: str) -> list[tuple[Workload, Side]]:
 
 
 @pytest.mark.parametrize("name", ["rl-full", "rl-lora", "rl-long-full"])
-def test_reinforcement_learning(name: str, model: Path) -> None:
+def test_reinforcement_learning(name: str, tiny_model_directory: Path) -> None:
     for workload, side in ours(name):
-        result = child.run(job(model, workload, side, max_tokens=5))
+        prompts = [prompt[:400] for prompt in workload.job["prompts"]]
+        result = child.run(job(tiny_model_directory, workload, side, max_tokens=5, prompts=prompts))
         (step,) = result["steps"]
         assert sum(step[span] for span in SPANS) == pytest.approx(step["seconds"])
         assert all(step[span] > 0 for span in SPANS)
         assert 32 <= step["tokens"] <= 32 * 5
-        assert step["prompt_tokens"] > (4 * 2300 if "long" in name else 100)
+        assert step["prompt_tokens"] > (1600 if "long" in name else 100)
         shape = ModelShape(LINEAR, ADAPTER_16 if "lora" in name else 0, VOCABULARY, 2, 32, 16)
         assert step["train_flops"] == shape.train(step["prompt_tokens"] + step["tokens"], step["tokens"])
         assert step["attention_flops"] > 0
@@ -76,9 +66,9 @@ def test_every_step_asks_other_questions_and_the_long_ones_come_after_the_warm_u
     ]
 
 
-def test_supervised_learning_takes_the_rows_in_order_and_cuts_them(model: Path) -> None:
+def test_supervised_learning_takes_the_rows_in_order_and_cuts_them(tiny_model_directory: Path) -> None:
     ((workload, side),) = ours("sft")
-    result = child.run(job(model, workload, side, max_length=60))
+    result = child.run(job(tiny_model_directory, workload, side, max_length=60))
     (step,) = result["steps"]
     # The second batch of eight: `<start>user\n`, words, `<end>`, and so on; a template token is one token.
     sizes = [6 + 4 * (1 + i % 3) + 1 + 11 + 3 * (1 + 5 * i) + 1 for i in range(8, 16)]
@@ -89,9 +79,9 @@ def test_supervised_learning_takes_the_rows_in_order_and_cuts_them(model: Path) 
 
 
 @pytest.mark.parametrize("name", ["decode-8", "decode-ragged"])
-def test_decoding_goes_on_to_the_length_that_was_asked_for(name: str, model: Path) -> None:
+def test_decoding_goes_on_to_the_length_that_was_asked_for(name: str, tiny_model_directory: Path) -> None:
     ((workload, side),) = ours(name)
-    result = child.run(job(model, workload, side))
+    result = child.run(job(tiny_model_directory, workload, side))
     (step,) = result["steps"]
     prompt, lengths = result["prompt_tokens"], workload.job["lengths"]
     assert step["tokens"] == sum(lengths)

@@ -25,7 +25,7 @@ def setup(model: Path, threads: int | None, peers: Path | None) -> Setup:
     return Setup(model, threads or compare.default_threads(), compare.default_device(), peers)
 
 
-def plan(rows: Path, only: Sequence[str], against: Sequence[str], setup: Setup) -> list[Workload]:
+def plan(rows: Path, only: Sequence[str], against: Sequence[str], peers: Path | None) -> list[Workload]:
     """The workloads to run, after everything that can be wrong with the request.
 
     Raises:
@@ -33,7 +33,7 @@ def plan(rows: Path, only: Sequence[str], against: Sequence[str], setup: Setup) 
         DataError: `rows` cannot be read.
     """
     chosen = compare.choose(workloads(conversations(rows)), only, against)
-    compare.check_peers(chosen, setup.peers)
+    compare.check_peers(chosen, peers)
     return chosen
 
 
