@@ -20,7 +20,7 @@ ROWS = (
     ("rollout",),
     ("methods", "evals", "gates", "studies"),
     ("rounds",),
-    ("serve", "web"),
+    ("serve", "web", "bench"),
     ("recipes", "testing"),
     ("cli",),
     ("__main__",),
@@ -146,6 +146,12 @@ def test_package_and_command_line_import_nothing_heavy() -> None:
         assert module in sources
         reached = reached_on_import(module, sources)
         assert not HEAVY & reached.keys(), f"{module} reaches {HEAVY & reached.keys()}: {reached}"
+
+
+def test_the_process_that_starts_what_is_timed_loads_no_torch() -> None:
+    sources = package_sources()
+    for module in ("postgrad.bench.command", "postgrad.models.pull"):
+        assert not TORCH & reached_on_import(module, sources).keys(), module
 
 
 def test_no_file_is_longer_than_500_lines() -> None:
