@@ -20,7 +20,7 @@ ROWS = (
     ("rollout",),
     ("methods", "evals", "gates", "studies"),
     ("rounds",),
-    ("serve", "web"),
+    ("serve", "web", "bench"),
     ("recipes", "testing"),
     ("cli",),
     ("__main__",),
@@ -124,7 +124,7 @@ def test_every_folder_of_the_package_is_a_package() -> None:
 
 
 def test_ops_know_no_package_types() -> None:
-    allowed = {"torch", "postgrad", "__future__", "collections", "dataclasses", "math", "typing"}
+    allowed = {"torch", "postgrad", "__future__", "collections", "dataclasses", "math", "platform", "typing"}
     for module, text in package_sources().items():
         if unit_of(module) == "ops":
             names = [name for node in ast.walk(ast.parse(text)) for name in imported_names(node)]
@@ -146,6 +146,12 @@ def test_package_and_command_line_import_nothing_heavy() -> None:
         assert module in sources
         reached = reached_on_import(module, sources)
         assert not HEAVY & reached.keys(), f"{module} reaches {HEAVY & reached.keys()}: {reached}"
+
+
+def test_the_process_that_starts_what_is_timed_loads_no_torch() -> None:
+    sources = package_sources()
+    for module in ("postgrad.bench.command", "postgrad.models.pull"):
+        assert not TORCH & reached_on_import(module, sources).keys(), module
 
 
 def test_no_file_is_longer_than_500_lines() -> None:

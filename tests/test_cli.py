@@ -19,7 +19,8 @@ from postgrad.run import WorkspaceLock
 Capture = pytest.CaptureFixture[str]
 Rows = list[dict[str, Any]]
 COMMANDS = (
-    "", "quickstart", "run", "rounds", "report", "doctor", "chat", "serve", "models", "models pull", "models list",
+    "", "quickstart", "run", "rounds", "report", "doctor", "chat", "serve", "bench",
+    "models", "models pull", "models list",
 )  # fmt: skip
 
 

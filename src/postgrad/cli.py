@@ -158,6 +158,41 @@ def serve(
     listen(create_app(engine, renderer, model_name=name, context=context), host=host, port=port)
 
 
+@app.command()
+def bench(
+    model: Annotated[str, typer.Argument(help="Name or directory.")] = "smollm2-135m",
+    against: Annotated[str, typer.Option(help="Peers to run beside, by commas: trl, transformers, vllm.")] = "",
+    only: Annotated[str, typer.Option(help="Workloads, by commas; all if left out.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Processes of each side.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores to use; all if left out.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="Conversations for SFT: .jsonl, .jsonl.gz or .parquet.")] = None,
+    peers: Annotated[
+        Path | None, typer.Option(envvar="POSTGRAD_PEERS", help="Holds the peers' environments: trl/, vllm/.")
+    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write everything measured here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    read: Annotated[list[Path] | None, typer.Option(help="Show a --json file again. Repeatable.")] = None,
+) -> None:
+    """Time this machine's training, reinforcement and decoding, alone or against peers."""
+    from postgrad.bench import command
+    from postgrad.recipes import quickstart_data_path
+
+    if read:
+        report = command.read(read)
+    else:
+        from postgrad.models.pull import resolve
+
+        directory = resolve(model)
+        chosen = command.plan(rows or quickstart_data_path(), _by_commas(only), _by_commas(against), peers)
+        setup = command.setup(directory, threads, peers)
+        report = command.measure(chosen, setup, repeats=repeats, save_to=json_, console=_console())
+    command.show(report, _console(), markdown)
+
+
+def _by_commas(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 @models_app.command("pull")
 def models_pull(
     name: Annotated[str, typer.Argument(help="smollm2-135m, gemma3-270m, a hub id, or a GGUF file.")],

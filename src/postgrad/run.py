@@ -66,7 +66,6 @@ METRIC_KEYS: Mapping[str, Metric] = {
         "share of sampled groups not trained on: without signal, or more than asked for", 0, 0.7
     ),
     "sampler/logprob_diff_max": Metric("largest |sampler - trainer| logprob of a sampled token, nats", 0, 1e-5),
-    "validation/bits_per_byte": Metric("loss on text that is never trained on, bits a byte of it", 0, 8),
     "sampler/ratio_mean": Metric("mean probability ratio of trainer to sampler, truncated", 0.9, 1.1),
     "sampler/truncated_frac": Metric("share of tokens whose ratio of trainer to sampler was truncated", 0, 0.01),
     "sampler/dropped_frac": Metric("share of answers left out as sampled by another policy", 0, 0.05),
@@ -78,8 +77,9 @@ METRIC_KEYS: Mapping[str, Metric] = {
     },
     "optim/grad_norm": Metric("global gradient norm before clipping", 0, 100),
     "optim/learning_rate": Metric("learning rate of this step", 0, 1e-2),
-    "time/tokens_per_s": Metric("tokens trained a second, optimizer included", 0),
     "optim/updates_frac": Metric("share of the planned updates taken; below 1, kl_old_stop cut the step short", 0.5, 1),
+    "validation/bits_per_byte": Metric("loss on text that is never trained on, bits a byte of it", 0, 8),
+    "time/tokens_per_s": Metric("tokens trained a second, optimizer included", 0),
     "time/step_s": Metric("seconds for the whole step", 0),
     "time/sample_s": Metric("seconds spent sampling answers", 0),
     "time/grade_s": Metric("seconds spent scoring answers", 0),

@@ -27,6 +27,7 @@ def test_an_answer_is_right_where_the_first_grader_gives_at_least_one():
         "question": "question 0",
         "target": "7",
         "answer": "answer 0",
+        "tokens": 1,
         "finish_reason": "stop",
         "scores": {"a": 1.0, "b": 0.0},
         "right": True,

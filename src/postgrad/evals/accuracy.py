@@ -22,16 +22,17 @@ def answer_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     rows = []
     for group in groups:
         (trajectory,) = group.trajectories
+        completion = trajectory.turns[-1].completion
         scores = {score.grader: score.value for score in trajectory.scores}
         first = next(iter(scores.values()), None)
-        completion = trajectory.turns[-1].completion if trajectory.turns else None
         rows.append(
             {
                 "id": group.example.id,
                 "question": group.example.prompt.messages[-1].content,
                 "target": group.example.target,
-                "answer": completion.text if completion else None,
-                "finish_reason": completion.finish_reason if completion else trajectory.error,
+                "answer": completion.text,
+                "tokens": len(completion.token_ids),
+                "finish_reason": completion.finish_reason,
                 "scores": scores,
                 "right": first is not None and first >= 1,
             }

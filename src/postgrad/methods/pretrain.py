@@ -27,6 +27,8 @@ NUM_CONFIDENCE_BINS = 15
 """Of equal width over [0, 1], as in Guo et al. 2017 (arXiv 1706.04599)."""
 PROBABILITY_DECADES = 6
 """Two bins a decade down to 1e-6, and one for all that is below."""
+WARMUP_FRAC = 0.1
+"""Share of the steps over which the learning rate rises."""
 _AT_ONCE = 1024
 """Tokens of one forward pass whose whole distributions are read."""
 
@@ -89,7 +91,7 @@ def pretrain(
         began = time.perf_counter()
         batch = training.batch([span for i in index for span in rows[i]])
         metrics = trainer.forward_backward(batch, _loss)
-        rate = cfg.learning_rate * rate_share("linear", step, cfg.steps, warmup_frac=0.1)
+        rate = cfg.learning_rate * rate_share("linear", step, cfg.steps, warmup_frac=WARMUP_FRAC)
         metrics |= trainer.optim_step(rate) | {"optim/learning_rate": rate}
         seconds = time.perf_counter() - began
         metrics |= {"time/step_s": seconds, "time/tokens_per_s": batch.num_loss_tokens / seconds}

@@ -90,7 +90,8 @@ def packed_attention(q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, plan: Plan,
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
-        # The kernel takes the numbers of a head to lie side by side, and does not look.
+        # The kernel looks at neither of these.
+        assert q.shape[1] % k.shape[1] == 0, "the number of query heads is a multiple of that of key heads"
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         out = torch.zeros_like(q)
         lse = q.new_zeros(q.shape[:3])

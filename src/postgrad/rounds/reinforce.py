@@ -38,6 +38,7 @@ from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
 from postgrad.types import Example, GenerationRequest, Group, Message, SamplingParams, Trajectory, Turn
 
+NUM_SAMPLES = 8
 GREEDY, SAMPLED = MODES = ("greedy", "sampled")
 
 
@@ -204,6 +205,7 @@ def _rl_stage(run: _Run, stage: Stage) -> None:
     save_policy(model, stage.directory / "policy", tokenizer_from=run.initial)
     forget_checkpoints(directory)
     write_json(stage.directory / "curve.json", {"points": exam.points()})
+    write_lines(stage.directory / "samples.jsonl", exam.samples(steps))
     generated = sum(row["rollout/sampled_tokens"] for row in rows)
     stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
     stage.policy_version = trainer.version
@@ -262,6 +264,19 @@ class _Exam:
             _, step, mode = path.stem.split("-")
             found.append({"step": int(step), "mode": mode, **accuracy(_read(path))})
         return found
+
+    def samples(self, last: int) -> list[dict[str, Any]]:
+        """The last sampled answers as the report shows them."""
+        return [
+            {
+                "prompt": row["question"],
+                "text": row["answer"],
+                "tokens": row["tokens"],
+                "finish_reason": row["finish_reason"],
+                "target": row["target"],
+            }
+            for row in _read(self._path(last, SAMPLED))[:NUM_SAMPLES]
+        ]
 
     def summary(self, last: int) -> dict[str, Any]:
         """First, last, and the paired change between them."""
