@@ -127,7 +127,7 @@ def test_a_python_reward_function_trains_and_the_examinations_show_it(capsys, re
     assert learned.inputs["grader rewards.py:low"] == sha256_file(tmp_path / "rewards.py")
     assert "sampled change" in out
     page = Path(call(capsys, "report", "--workspace", tmp_path / "w")[1].strip()).read_text()
-    assert "Sampled Change" in page
+    assert "sampled_change" in page.lower().replace(" ", "_")
     assert page.count('class="card sample"') == 8
     assert f"chat {directory / 'policy'}" in out.replace("\n", "")
 
