@@ -21,8 +21,9 @@ from postgrad.protocols import Weights
 from postgrad.types import Completion, FinishReason, GenerationRequest
 
 OnToken = Callable[[int, int], bool]
-MIN_ROWS = 2
-"""A product with a single row goes through another kernel, whose sums end in other bits than the trainer's."""
+MIN_ROWS = 12
+"""Products with fewer rows go through other kernels, whose sums end in other bits than the trainer's: oneDNN's with
+one row, MKL's, which adapters use, with less than twelve."""
 PROMPT_TOKENS = 1024
 """New prompts' tokens that join one forward pass; a longer prompt joins alone."""
 
