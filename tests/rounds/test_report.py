@@ -9,14 +9,14 @@ import pytest
 from fabricate import ARENA, GATE, SUMMARIES, answer_rows, fabricate_round
 
 from postgrad.errors import DataError, StoreError, TrainingDiverged
-from postgrad.rounds.report import (
+from postgrad.rounds.numbers import (
     format_bytes,
     format_duration,
     format_number,
     format_percent,
     format_signed,
-    write_report,
 )
+from postgrad.rounds.report import write_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ACTIVE = {"script", "img", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "source", "image"}
