@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from postgrad.errors import DataError
 from postgrad.rounds.manifest import Manifest
@@ -358,6 +359,7 @@ _FILTERS: Mapping[str, Callable[..., str]] = {
     "count": format_count,
     "sentence": lambda text: text[:1].upper() + text[1:],
     "title": _title,
+    "code": lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))),
     "utility": lambda value: "\u2013" if value is None else f"{value:+.2f}".replace("-", "\u2212"),
     "place": _place,
     "width": lambda low, high, span_low, span_high: f"{(high - low) / (span_high - span_low):.2%}",
