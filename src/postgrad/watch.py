@@ -88,7 +88,6 @@ ADVICE: Mapping[str, str] = {
     "rollout/truncated_frac": "raise rl.max_tokens or rl.missing_end_penalty: a cut answer never shows its end",
     "rollout/errored_frac": "read the errors with `postgrad samples`, and mend the engine or the environment",
     "rollout/completion_tokens": "raise rl.kl_coef or lower rl.learning_rate: silence seems to be rewarded",
-    "grader/failed_frac": "read the graders' explanations with `postgrad samples`, and mend the grader",
     "group/no_signal_frac": "take prompts that are neither always nor never solved, or raise rl.group_size",
     "sampler/logprob_diff_max": (
         "on a CPU in float32 this is a defect, since engine and trainer share their modules; elsewhere correct for it "
@@ -246,13 +245,13 @@ def _entropy_collapse(rows: Sequence[Row]) -> str | None:
     if len(values) < 6:
         return None
     smooth = [fmean(values[i : i + 3]) for i in range(len(values) - 2)]
-    top = max(range(len(smooth)), key=lambda i: smooth[i])
+    top = max(range(len(smooth)), key=lambda i: (smooth[i], i))
     if smooth[top] <= 0 or smooth[-1] > (1 - ENTROPY_FALL) * smooth[top]:
         return None
     return (
-        f"entropy fell {1 - smooth[-1] / smooth[top]:.0%} in {steps[-1] - steps[top]} steps, from {smooth[top]:.2f} to "
-        f"{smooth[-1]:.2f} nats: the policy settles on few answers and stops exploring, and what it has not tried "
-        "by now it will not find"
+        f"entropy fell {1 - smooth[-1] / smooth[top]:.0%} in {steps[-1] - steps[top + 2]} steps, from "
+        f"{smooth[top]:.2f} to {smooth[-1]:.2f} nats: the policy settles on few answers and stops exploring, and what "
+        "it has not tried by now it will not find"
     )
 
 
@@ -262,7 +261,7 @@ def _kl_runaway(rows: Sequence[Row]) -> str | None:
         return None
     first, middle, last = values[0], values[KL_STEPS], values[-1]
     rise = last - middle
-    if last < KL_FLOOR or rise < KL_RISE or rise < 2 * max(middle - first, 0.0):
+    if last < max(KL_FLOOR, *values) or rise < KL_RISE or rise < 2 * max(middle - first, 0.0):
         return None
     return (
         f"KL from the reference rose by {rise:.1f} nats an answer in {KL_STEPS} steps, to {last:.1f}, at least "
@@ -340,7 +339,7 @@ def _loss_rising(rows: Sequence[Row]) -> str | None:
     if len(losses) < 10:
         return None
     smooth = [fmean(losses[i : i + 5]) for i in range(len(losses) - 4)]
-    best = min(range(len(smooth)), key=lambda i: smooth[i])
+    best = min(range(len(smooth)), key=lambda i: (smooth[i], -i))
     if smooth[-1] <= LOSS_RISE * smooth[best] or smooth[best] <= 0:
         return None
     return (

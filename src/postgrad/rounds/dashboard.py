@@ -36,8 +36,10 @@ KEYS = (
 )  # fmt: skip
 """The most telling first: a low terminal shows those that fit."""
 
-NARROW, WIDE, VERY_WIDE = 50, 72, 130
+NARROW, WIDE, VERY_WIDE = 54, 72, 150
 """Columns of a terminal that has room for a curve, for healthy ranges and times, and for meanings."""
+FIXED, RANGE, MEANING, LONGEST_CURVE = (3, 21, 8, 1), 13, 62, 48
+"""Columns of the terminal for the mark, the name, the value and the trend; and for what comes after them."""
 MOST_WARNINGS = 2
 """Shown while the stage runs."""
 LINE_EVERY_S = 5.0
@@ -148,15 +150,15 @@ def metrics_table(rows: Sequence[Row], *, width: int, most: int, ascii_only: boo
         most: metrics that there is room for; those outside their healthy range are kept first.
         ascii_only: leave out the curve, and draw arrows as signs.
     """
+    wide, very_wide = width >= WIDE, width >= VERY_WIDE
+    room = width - sum(FIXED) - 2 * len(FIXED) - (RANGE + 2) * wide - MEANING * very_wide
+    curve = 0 if ascii_only or width < NARROW else min(LONGEST_CURVE, room)
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, min_width=3)
-    table.add_column(no_wrap=True, min_width=20)
-    table.add_column(no_wrap=True, justify="right", min_width=8)
-    table.add_column(no_wrap=True)
-    curve = 0 if ascii_only or width < NARROW else 12 if width < WIDE else 20 if width < VERY_WIDE else 48
-    for wanted in (curve, width >= WIDE, width >= VERY_WIDE):
-        if wanted:
-            table.add_column(no_wrap=True)
+    for columns in (*FIXED, *([curve] if curve else []), *([RANGE] if wide else [])):
+        table.add_column(no_wrap=True, width=columns)
+    table.columns[2].justify = "right"
+    if very_wide:
+        table.add_column(no_wrap=True)
     for key in _chosen(rows, most):
         values = [row[key] for row in rows if key in row]
         bad = not healthy(key, values[-1])
@@ -168,10 +170,12 @@ def metrics_table(rows: Sequence[Row], *, width: int, most: int, ascii_only: boo
         ]
         if curve:
             cells.append(_curve(key, values[-curve:], curve))
-        if width >= WIDE:
+        if wide:
             cells.append(Text(healthy_range(key), style="red" if bad else "dim"))
-        if width >= VERY_WIDE:
-            cells.append(Text(METRIC_KEYS[key].meaning, style="dim"))
+        if very_wide:
+            meaning = Text(METRIC_KEYS[key].meaning, style="dim")
+            meaning.truncate(MEANING + room - curve - 2, overflow="ellipsis")
+            cells.append(meaning)
         table.add_row(*cells)
     return table
 
