@@ -89,12 +89,11 @@ GOLDEN: list[tuple[str, Rows, int, str]] = [
         15,
         "after 15 steps the reward model's loss is 0.693, that of a coin toss (ln 2 = 0.693), and it is right on 50%",
     ),
-    # The mean of five is 2.6 at step 13: two 2.0 and three 3.0.
     (
         "loss_rising",
         curves(loss__nll=[2.0] * 10 + [3.0] * 5),
         13,
-        "loss rose by 30% in 3 steps, from 2.00 to 2.60 nats a token",
+        "loss rose by 50%, from its low of 2.00 to 3.00 nats a token",
     ),
     (
         "stalled",
@@ -158,6 +157,7 @@ HEALTHY: dict[str, Rows] = {
     "a reward model that starts at ln 2": curves(
         loss__bradley_terry=along(17, lambda s: 0.70 - 0.002 * s), reward__accuracy=along(17, lambda s: 0.48 + 0.01 * s)
     ),
+    "a loss with odd batches": curves(loss__nll=along(60, lambda s: 2 - 0.01 * s + 3 * (s % 7 == 0))),
     "two steps outside": curves(policy__clip_frac=[0.1, 0.4, 0.4, 0.1, 0.4, 0.4, 0.1]),
     "a gradient norm that decays": curves(optim__grad_norm=along(60, lambda s: 0.5 + 40 * math.exp(-s / 3))),
     "a reward that has converged far from the reference": curves(

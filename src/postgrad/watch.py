@@ -335,16 +335,16 @@ def _coin_toss(rows: Sequence[Row]) -> str | None:
 
 
 def _loss_rising(rows: Sequence[Row]) -> str | None:
-    steps, losses = _points(rows, "loss/nll", WINDOW)
+    _, losses = _points(rows, "loss/nll", WINDOW)
     if len(losses) < 10:
         return None
-    smooth = [fmean(losses[i : i + 5]) for i in range(len(losses) - 4)]
-    best = min(range(len(smooth)), key=lambda i: (smooth[i], -i))
-    if smooth[-1] <= LOSS_RISE * smooth[best] or smooth[best] <= 0:
+    smooth = [median(losses[i : i + 5]) for i in range(len(losses) - 4)]  # one odd batch is no rise
+    low = min(smooth)
+    if smooth[-1] <= LOSS_RISE * low or low <= 0:
         return None
     return (
-        f"loss rose by {smooth[-1] / smooth[best] - 1:.0%} in {steps[-1] - steps[best + 4]} steps, from "
-        f"{smooth[best]:.2f} to {smooth[-1]:.2f} nats a token: the updates undo what was learned"
+        f"loss rose by {smooth[-1] / low - 1:.0%}, from its low of {low:.2f} to {smooth[-1]:.2f} nats a "
+        "token: the updates undo what was learned"
     )
 
 
