@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postgrad.config import Recipe
+from postgrad.config import PretrainRecipe, Recipe
 from postgrad.run import METRIC_KEYS, RunDirectory, read_metrics
 from postgrad.watch import ADVICE, BETTER, RULES, TITLES, RunWatch, find_warnings
 
@@ -96,6 +96,12 @@ GOLDEN: list[tuple[str, Rows, int, str]] = [
         "loss rose by 50%, from its low of 2.00 to 3.00 nats a token",
     ),
     (
+        "loss_high",
+        curves(loss__nll=[9.0] * 12),
+        10,
+        "after 10 steps the loss is 9.00 nats a token, above the healthy 5, and does not fall",
+    ),
+    (
         "stalled",
         curves(reward__mean=along(30, lambda s: 0.5 + 0.1 * (-1) ** s), policy__kl_ref=[0.02] * 30),
         30,
@@ -157,6 +163,7 @@ HEALTHY: dict[str, Rows] = {
     "a reward model that starts at ln 2": curves(
         loss__bradley_terry=along(17, lambda s: 0.70 - 0.002 * s), reward__accuracy=along(17, lambda s: 0.48 + 0.01 * s)
     ),
+    "a fresh model that learns": curves(loss__nll=along(60, lambda s: 3 + 6 * math.exp(-s / 30))),
     "a loss with odd batches": curves(loss__nll=along(60, lambda s: 2 - 0.01 * s + 3 * (s % 7 == 0))),
     "two steps outside": curves(policy__clip_frac=[0.1, 0.4, 0.4, 0.1, 0.4, 0.4, 0.1]),
     "a gradient norm that decays": curves(optim__grad_norm=along(60, lambda s: 0.5 + 40 * math.exp(-s / 3))),
@@ -192,8 +199,9 @@ def test_the_range_is_not_warned_of_where_a_rule_has_just_explained_the_same_met
 
 def test_every_metric_and_every_recipe_key_that_is_named_exists() -> None:
     assert {*TITLES, *BETTER, *ADVICE} <= METRIC_KEYS.keys()
-    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
-    named = {match for rule in RULES for match in re.findall(r"\b(sft|labels|reward|rl)\.(\w+)", rule.advice)}
+    fields = {**PretrainRecipe.model_fields, **Recipe.model_fields}
+    sections = {name: field.annotation for name, field in fields.items()}
+    named = {match for rule in RULES for match in re.findall(r"\b(sft|labels|reward|rl|pretrain)\.(\w+)", rule.advice)}
     assert len(named) > 10
     assert [f"{s}.{key}" for s, key in named if key not in sections[s].model_fields] == []  # type: ignore[union-attr]
 
@@ -253,7 +261,7 @@ def test_warnings_are_kept_as_one_readable_object_a_line(tmp_path: Path) -> None
         "rule": "range",
         "metric": "policy/clip_frac",
         "message": "Clipped tokens at 35%, above the healthy 30% for 3 steps "
-        "(share of tokens whose probability ratio was clipped)",
+        f"({METRIC_KEYS['policy/clip_frac'].meaning})",
         "advice": ADVICE["policy/clip_frac"],
     }
     assert run.read_warnings() == [json.loads(line)]

@@ -30,7 +30,7 @@ SHARE_RISE = 0.25
 SPIKE, SPIKE_ROWS = 10.0, 8
 BLIND_STEPS = 10
 COIN_TOSS_STEPS, COIN_TOSS_SLACK, COIN_TOSS_ACCURACY = 15, 0.01, 0.55
-LOSS_RISE = 1.25
+LOSS_STEPS, LOSS_RISE, LOSS_FALL = 10, 1.25, 0.95
 STALL_STEPS, STALL_KL = 30, 0.1
 UNSCORED_STEPS = 2
 
@@ -77,7 +77,7 @@ BETTER: Mapping[str, int] = {
 LOOK = "read the answers of that step with `postgrad samples` before the run goes further"
 """Advice about metrics that have none of their own."""
 ADVICE: Mapping[str, str] = {
-    "loss/nll": "see whether the model knows the demonstrations' language and format, or lower sft.learning_rate",
+    "loss/nll": "see whether the model knows the demonstrations' language and format, or lower the learning rate",
     "reward/std": "give the graders something to tell answers apart by, or raise rl.temperature",
     "policy/kl_ref": "raise rl.kl_coef or lower rl.learning_rate; rl.kl_stop ends the run in time",
     "policy/kl_old": "lower rl.learning_rate or rl.epochs: one step moves further than its samples can vouch for",
@@ -99,7 +99,7 @@ ADVICE: Mapping[str, str] = {
 
 IMMEDIATE = frozenset({"sampler/logprob_diff_max"})
 """Outside once is enough: these are not noisy."""
-OWN_RULE = frozenset({"loss/bradley_terry", "reward/accuracy", "reward/margin", "value/explained_variance"})
+OWN_RULE = frozenset({"loss/nll", "loss/bradley_terry", "reward/accuracy", "reward/margin", "value/explained_variance"})
 """Noisy or slow to start; a rule of their own says when that has lasted too long."""
 
 
@@ -336,7 +336,7 @@ def _coin_toss(rows: Sequence[Row]) -> str | None:
 
 def _loss_rising(rows: Sequence[Row]) -> str | None:
     _, losses = _points(rows, "loss/nll", WINDOW)
-    if len(losses) < 10:
+    if len(losses) < LOSS_STEPS:
         return None
     smooth = [median(losses[i : i + 5]) for i in range(len(losses) - 4)]  # one odd batch is no rise
     low = min(smooth)
@@ -345,6 +345,20 @@ def _loss_rising(rows: Sequence[Row]) -> str | None:
     return (
         f"loss rose by {smooth[-1] / low - 1:.0%}, from its low of {low:.2f} to {smooth[-1]:.2f} nats a "
         "token: the updates undo what was learned"
+    )
+
+
+def _loss_high(rows: Sequence[Row]) -> str | None:
+    """A fresh model starts at the logarithm of its vocabulary, and is well as long as it comes down."""
+    steps, losses = _points(rows, "loss/nll", LOSS_STEPS)
+    if len(losses) < LOSS_STEPS or min(losses) <= METRIC_KEYS["loss/nll"].high:
+        return None
+    before, after = _ends(losses)
+    if after < LOSS_FALL * before:
+        return None
+    return (
+        f"after {steps[-1]} steps the loss is {after:.2f} nats a token, above the healthy "
+        f"{METRIC_KEYS['loss/nll'].high:g}, and does not fall: the model finds the text all but random"
     )
 
 
@@ -398,11 +412,10 @@ def _rules() -> Iterator[Rule]:
         "the raters agree at all",
     )  # fmt: skip
     yield rule(
-        "loss_rising",
-        "loss/nll",
-        _loss_rising,
-        "lower sft.learning_rate, or shuffle demonstrations that change in kind",
-    )
+        "loss_rising", "loss/nll", _loss_rising,
+        "lower sft.learning_rate or pretrain.learning_rate, or shuffle rows that change in kind",
+    )  # fmt: skip
+    yield rule("loss_high", "loss/nll", _loss_high, ADVICE["loss/nll"])
     yield rule(
         "stalled", "reward/mean", _stalled, "raise rl.learning_rate, or lower rl.kl_coef if it holds the policy back"
     )

@@ -32,7 +32,8 @@ from postgrad.watch import BETTER, TITLES, Row, RunWarning, RunWatch, healthy, i
 KEYS = (
     "loss/nll", "loss/bradley_terry", "reward/accuracy", "reward/mean", "policy/kl_ref", "policy/entropy",
     "rollout/completion_tokens", "rollout/truncated_frac", "policy/clip_frac", "value/explained_variance",
-    "group/no_signal_frac", "optim/grad_norm", "sampler/logprob_diff_max",
+    "group/no_signal_frac", "optim/grad_norm", "sampler/logprob_diff_max", "validation/bits_per_byte",
+    "time/tokens_per_s",
 )  # fmt: skip
 """The most telling first: a low terminal shows those that fit."""
 

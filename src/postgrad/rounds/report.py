@@ -83,6 +83,7 @@ def _common_view(manifest: Manifest) -> dict[str, Any]:
     stages = {stage.name: stage for stage in manifest.record.stages}
     recipe = _read_json(manifest.directory / "recipe.json")
     return {
+        "warnings": _warnings(manifest),
         "round": manifest.record,
         "stages": [(name, stages.get(name)) for name in manifest.stages],
         "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
@@ -150,7 +151,6 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "measures": _measures(arena) if arena else [],
         "headline": _headline(manifest, gate, labels),
         "pair": _pair(arena, "rl", "initial") if arena else None,
-        "warnings": _warnings(manifest),
         "charts": {name: _charts(manifest, name) for name in manifest.stages if name in _CHARTS},
         "reliability": _reliability(done.get("reward", {})),
         "samples": _samples(answers),
