@@ -57,7 +57,9 @@ def quickstart(
 def run(
     recipe: Annotated[
         str,
-        typer.Argument(help="A TOML file, or a packaged recipe: quickstart, grpo-lora, pretrain-10m, pretrain-tiny."),
+        typer.Argument(
+            help="A TOML file, or a packaged recipe: quickstart, grpo-lora, pretrain-10m, pretrain-tiny, reasoning."
+        ),
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
@@ -306,7 +308,7 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
     _say(f"      postgrad {talk}")
 
 
-_POLICY = {"round": "rl", "pretrain": "pretrain"}
+_POLICY = {"round": "rl", "pretrain": "pretrain", "rl": "rl"}
 """A recipe's method -> the stage that leaves its policy."""
 
 
@@ -314,7 +316,7 @@ def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
 ) -> Callable[[Bars], Manifest]:
     """The recipe's method, ready to start: its slow imports done, and whatever can be refused at once refused."""
-    from postgrad.config import PretrainRecipe
+    from postgrad.config import PretrainRecipe, RlRecipe
     from postgrad.models.pull import resolve
 
     if isinstance(recipe, PretrainRecipe):
@@ -325,6 +327,19 @@ def _prepare(
             recipe, workspace=workspace, source=text, bar=bars.open, announce=bars.announce
         )
     initial = resolve(recipe.model.name)
+    if isinstance(recipe, RlRecipe):
+        questions = _source(recipe.data.source, path) if recipe.data.source else None
+        from postgrad.rounds.reinforce import run_rl
+
+        return lambda bars: run_rl(
+            recipe,
+            workspace=workspace,
+            initial=initial,
+            source=questions,
+            folder=path.parent,
+            bar=bars.open,
+            announce=bars.announce,
+        )
     source = _source(recipe.data.source, path)
     from postgrad.rounds.round import run_round
 

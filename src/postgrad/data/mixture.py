@@ -83,8 +83,7 @@ def split_of(text: str, shares: Mapping[str, float], salt: str) -> str:
     """
     if min(shares.values(), default=-1) < 0 or not math.isclose(sum(shares.values()), 1, abs_tol=1e-9):
         raise ConfigError(f"split shares {dict(shares)} must be non-negative and sum to 1")
-    normalised = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    digest = hashlib.sha256(f"{salt}\n{normalised}".encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(f"{salt}\n{normalise(text)}".encode("utf-8", "surrogatepass")).digest()
     point = int.from_bytes(digest[:8]) / 2**64
     bound = 0.0
     for name, share in shares.items():
@@ -92,6 +91,11 @@ def split_of(text: str, shares: Mapping[str, float], salt: str) -> str:
         if point < bound:
             return name
     return [name for name, share in shares.items() if share > 0][-1]
+
+
+def normalise(text: str) -> str:
+    """What two texts have in common that differ in case, white space and Unicode compatibility forms alone."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _interleave(weights: Sequence[float]) -> tuple[list[tuple[int, int]], list[int]]:

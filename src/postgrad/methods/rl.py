@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from postgrad.config import RlConfig
@@ -38,10 +38,12 @@ async def train_rl(
     context: int,
     run: RunDirectory,
     progress: Progress,
+    before_step: Callable[[int], Awaitable[None]] | None = None,
 ) -> str | None:
     """Optimise the policy against the graders; returns why it stopped early, or None.
 
-    Invariant: at the top of every step the engine holds exactly the trainer's weights.
+    Invariant: at the top of every step the engine holds exactly the trainer's weights; `before_step` is told there how
+    many steps are done.
 
     Raises:
         DataError: no prompt leaves room for an answer in `context` tokens.
@@ -57,6 +59,8 @@ async def train_rl(
         algorithm = algorithm.after(row)
     await engine.load_weights(trainer.weights(), version=trainer.version)
     for step in range(start, cfg.steps):
+        if before_step is not None:
+            await before_step(step)
         metrics: dict[str, float] = {}
         groups, chosen = await _sample(
             cfg, step, metrics, engine=engine, algorithm=algorithm, graders=graders, dataset=dataset,

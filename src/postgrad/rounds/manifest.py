@@ -30,6 +30,7 @@ STAGES = ("prompts", "sft", "samples", "labels", "reward", "rl", "arena", "gate"
 METHODS: Mapping[str, tuple[str, ...]] = {
     "round": STAGES,
     "pretrain": ("text", "tokenizer", "pretrain", "evaluate"),
+    "rl": ("questions", "rl"),
 }
 """A recipe's method -> its stages, in order."""
 

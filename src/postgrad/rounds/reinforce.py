@@ -1,0 +1,299 @@
+"""Method "rl": a policy against graders that can check an answer, examined on held-out questions as it learns."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from postgrad.config import RlRecipe
+from postgrad.data.mixture import Mixture, split_of
+from postgrad.data.readers import read_examples
+from postgrad.data.tasks import Task, make_tasks
+from postgrad.engine.local import LocalEngine
+from postgrad.errors import DataError
+from postgrad.evals.accuracy import accuracy, answer_rows, change, constant_answer
+from postgrad.graders.function import FunctionGrader
+from postgrad.graders.verify import UserFunction, find_function
+from postgrad.methods.algorithms import make_algorithm
+from postgrad.methods.rl import train_rl
+from postgrad.methods.sft import Progress
+from postgrad.models.load import context_length, load_policy, save_policy
+from postgrad.models.policy import PolicyModel
+from postgrad.protocols import Grader, RolloutEngine
+from postgrad.rollout import grade_groups, request_seed
+from postgrad.rounds.context import write_json, write_lines
+from postgrad.rounds.frame import Work, open_round, run_stages
+from postgrad.rounds.manifest import Manifest, Stage
+from postgrad.run import RunDirectory, sha256_file, sha256_tree
+from postgrad.text.template import Renderer, check_fits
+from postgrad.text.tokenizer import load_tokenizer
+from postgrad.trainer.checkpoint import forget_checkpoints
+from postgrad.trainer.local import FrozenPolicy, LocalTrainer
+from postgrad.types import Example, GenerationRequest, Group, Message, SamplingParams, Trajectory, Turn
+
+NUM_SAMPLES = 8
+GREEDY, SAMPLED = MODES = ("greedy", "sampled")
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: RlRecipe
+    manifest: Manifest
+    initial: Path
+    source: Path | None
+    renderer: Renderer
+    bar: Callable[[str], Progress]
+    measures: tuple[Grader, ...]
+    """All of the recipe's graders, in its order."""
+
+    def seed(self, purpose: str) -> int:
+        return request_seed(self.recipe.seed, purpose, 0)
+
+    @property
+    def rewarded(self) -> list[Grader]:
+        """Those that count: a weightless score would turn an abstention of the others into a zero."""
+        return [g for g, cfg in zip(self.measures, self.recipe.graders, strict=True) if cfg.weight != 0]
+
+    def questions(self) -> list[Task]:
+        data = self.recipe.data
+        if self.source is None:
+            return make_tasks(data.tasks, system=data.system, seed=self.recipe.seed)
+        return [_read_questions(self.source, data.system, data.heldout_share)]
+
+    def policy(self, **options: Any) -> PolicyModel:
+        return load_policy(self.initial, **options)
+
+
+def run_rl(
+    recipe: RlRecipe,
+    *,
+    workspace: Path,
+    initial: Path,
+    source: Path | None,
+    folder: Path,
+    bar: Callable[[str], Progress],
+    announce: Callable[[str], None],
+) -> Manifest:
+    """Run the recipe, or go on with its unfinished run.
+
+    Args:
+        recipe: resolved.
+        workspace: one process at a time.
+        initial: model directory of the initial policy.
+        source: file of the questions; None where the recipe names tasks.
+        folder: where the graders' relative paths begin.
+        bar: opens a progress bar under a title.
+        announce: told the name of each stage as it begins.
+
+    Raises:
+        PostgradError: with one sentence; the same command goes on from there.
+    """
+    functions = {cfg.function: find_function(cfg.function, folder) for cfg in recipe.graders}
+    measures = tuple(FunctionGrader(g.function, functions[g.function], weight=g.weight) for g in recipe.graders)
+    renderer = Renderer(load_tokenizer(initial))
+    model = {"name": recipe.model.name, "sha256": sha256_tree(initial)}
+    inputs = {"model": model["sha256"], "text": renderer.fingerprint}
+    if source is not None:
+        inputs["source"] = sha256_file(source)
+    if recipe.data.tasks:
+        inputs["reasoning_gym"] = version("reasoning-gym")
+    for name, function in functions.items():
+        if isinstance(function, UserFunction) and function.path is not None:
+            inputs[f"grader {name}"] = sha256_file(function.path)
+    with open_round(recipe, workspace=workspace, model=model) as manifest:
+        run = _Run(recipe, manifest, initial, source, renderer, bar, measures)
+        work = [
+            Work("questions", (), lambda s: _questions_stage(run, s)),
+            Work("rl", ("questions",), lambda s: _rl_stage(run, s)),
+        ]
+        run_stages(manifest, work, inputs=inputs, announce=announce)
+    return manifest
+
+
+def _read_questions(source: Path, system: str, heldout_share: float) -> Task:
+    parts: dict[str, list[Example]] = {"train": [], "heldout": []}
+    shares = {"train": 1 - heldout_share, "heldout": heldout_share}
+    for example in read_examples(source):
+        text = "\n".join(m.content for m in example.prompt.messages)
+        if system and example.prompt.messages[0].role != "system":
+            messages = (Message("system", system), *example.prompt.messages)
+            example = replace(example, prompt=replace(example.prompt, messages=messages))
+        parts[split_of(text, shares, "heldout")].append(example)
+    for part, rows in parts.items():
+        if not rows:
+            raise DataError(f"{source}: no row fell into the {part!r} part; add rows or change 'data.heldout_share'")
+    return Task(tuple(parts["train"]), tuple(parts["heldout"]))
+
+
+def _questions_stage(run: _Run, stage: Stage) -> None:
+    """Which questions are learned from and which are only asked; held-out ones must all fit, since all are counted."""
+    tasks = run.questions()
+    limit = context_length(run.initial) - run.recipe.rl.max_tokens
+    for task in tasks:
+        for example in (*task.heldout, *task.train):
+            check_fits(run.renderer.render_prompt(example.prompt, name=example.id), limit, f"question {example.id!r}")
+    write_lines(
+        stage.directory / "questions.jsonl",
+        (
+            {"id": e.id, "part": part, "question": e.prompt.messages[-1].content, "target": e.target}
+            for task in tasks
+            for part, rows in (("train", task.train), ("heldout", task.heldout))
+            for e in rows
+        ),
+    )
+    train = [e.target for task in tasks for e in task.train]
+    heldout = [e.target for task in tasks for e in task.heldout]
+    constant = constant_answer(heldout, train)
+    stage.summary = {
+        "train": len(train),
+        "heldout": len(heldout),
+        "commonest_answer": constant["answer"],
+        "commonest_answer_accuracy": constant["accuracy"],
+    }
+
+
+def _rl_stage(run: _Run, stage: Stage) -> None:
+    """Examine, learn, examine again; `heldout/` keeps every answer, `curve.json` what they add up to."""
+    recipe, cfg = run.recipe, run.recipe.rl
+    directory = RunDirectory(stage.directory, run.seed("rl"))
+    torch.manual_seed(directory.seed(0, "init"))
+    model = run.policy(
+        heads=("value",) if cfg.algorithm == "ppo" else (),
+        lora_rank=recipe.model.lora_rank,
+        gradient_checkpointing=recipe.model.gradient_checkpointing,
+    )
+    shared = recipe.model.lora_rank > 0
+    tokens = recipe.batch_tokens
+    trainer = LocalTrainer(model, batch_tokens=tokens, temperature=cfg.temperature, dump=stage.directory / "diverged")
+    algorithm = make_algorithm(cfg)
+    directory.write_config({"algorithm": cfg.algorithm} | asdict(algorithm))
+    engine = LocalEngine(model, stop_ids=run.renderer.stop_ids, decode=run.renderer.decode)
+    tasks = run.questions()
+    exam = _Exam(run, stage.directory / "heldout", engine, [e for task in tasks for e in task.heldout])
+    weights = [task.weight for task in recipe.data.tasks] or [1.0]
+    stopped = asyncio.run(
+        train_rl(
+            cfg,
+            trainer=trainer,
+            reference=FrozenPolicy(
+                model if shared else run.policy(),
+                batch_tokens=tokens,
+                temperature=cfg.temperature,
+                adapter_off=shared,
+            ),
+            engine=engine,
+            algorithm=algorithm,
+            graders=run.rewarded,
+            dataset=Mixture(list(zip([task.train for task in tasks], weights, strict=True)), seed=directory.seed(0)),
+            renderer=run.renderer,
+            context=model.context,
+            run=directory,
+            progress=run.bar(f"learning from the graders ({cfg.algorithm.upper()})"),
+            before_step=exam.before_step,
+        )
+    )
+    rows = directory.read_metrics()
+    steps = len(rows)
+    asyncio.run(exam.sit(steps))
+    save_policy(model, stage.directory / "policy", tokenizer_from=run.initial)
+    forget_checkpoints(directory)
+    write_json(stage.directory / "curve.json", {"points": exam.points()})
+    write_lines(stage.directory / "samples.jsonl", exam.samples(steps))
+    generated = sum(row["rollout/sampled_tokens"] for row in rows)
+    stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
+    stage.policy_version = trainer.version
+    stage.summary = {"steps": steps, "stopped": stopped, **exam.summary(steps)}
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """Every held-out question, answered once greedily and once by sampling; an answer sheet that exists is kept."""
+
+    run: _Run
+    directory: Path
+    engine: RolloutEngine
+    examples: Sequence[Example]
+
+    async def before_step(self, step: int) -> None:
+        if step % self.run.recipe.eval.every == 0:
+            await self.sit(step)
+
+    async def sit(self, step: int) -> None:
+        paths = {mode: self._path(step, mode) for mode in MODES}
+        if all(path.exists() for path in paths.values()):
+            return  # of this very policy: a resumed run repeats its steps bit for bit
+        groups = await grade_groups(await self._answers(), self.run.measures)
+        for i, path in enumerate(paths.values()):
+            sheet = [replace(group, trajectories=group.trajectories[i : i + 1]) for group in groups]
+            write_lines(path, answer_rows(sheet))
+
+    async def _answers(self) -> list[Group]:
+        """A group holds one answer of each mode, which share the reading of their prompt."""
+        cfg = self.run.recipe.rl
+        params = [SamplingParams(cfg.max_tokens, temperature=0.0 if m == GREEDY else cfg.temperature) for m in MODES]
+        prompts = [self.run.renderer.render_prompt(example.prompt) for example in self.examples]
+        seed = self.run.seed("heldout")
+        requests = [
+            GenerationRequest(prompt, each, request_seed(seed, example.id, 0))
+            for example, prompt in zip(self.examples, prompts, strict=True)
+            for each in params
+        ]
+        completions = iter(await self.engine.generate(requests))
+        return [
+            Group(
+                example,
+                tuple(
+                    Trajectory(f"{example.id}/{mode}", (Turn(prompt, next(completions)),), "completed")
+                    for mode in MODES
+                ),
+            )
+            for example, prompt in zip(self.examples, prompts, strict=True)
+        ]
+
+    def points(self) -> list[dict[str, Any]]:
+        """Accuracy at every examination, in order."""
+        found = []
+        for path in sorted(self.directory.glob("step-*.jsonl")):
+            _, step, mode = path.stem.split("-")
+            found.append({"step": int(step), "mode": mode, **accuracy(_read(path))})
+        return found
+
+    def samples(self, last: int) -> list[dict[str, Any]]:
+        """The last sampled answers as the report shows them."""
+        return [
+            {
+                "prompt": row["question"],
+                "text": row["answer"],
+                "tokens": row["tokens"],
+                "finish_reason": row["finish_reason"],
+                "target": row["target"],
+            }
+            for row in _read(self._path(last, SAMPLED))[:NUM_SAMPLES]
+        ]
+
+    def summary(self, last: int) -> dict[str, Any]:
+        """First, last, and the paired change between them."""
+        said: dict[str, Any] = {}
+        for mode in MODES:
+            first_rows, last_rows = _read(self._path(0, mode)), _read(self._path(last, mode))
+            for name, value in (("before", accuracy(first_rows)), ("after", accuracy(last_rows))):
+                said[f"{mode}_{name}"] = value["accuracy"]
+                said[f"{mode}_{name}_low"], said[f"{mode}_{name}_high"] = value["low"], value["high"]
+            moved = change(first_rows, last_rows)
+            said[f"{mode}_change"] = moved["change"]
+            said[f"{mode}_change_low"], said[f"{mode}_change_high"] = moved["low"], moved["high"]
+        return said
+
+    def _path(self, step: int, mode: str) -> Path:
+        return self.directory / f"step-{step:04d}-{mode}.jsonl"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
