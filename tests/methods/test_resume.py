@@ -84,6 +84,13 @@ POINTS = {
     "before the metrics": ({"make_run": DiesBeforeMetrics}, 5),
     "in the checkpoint": ({"make_trainer": DiesSaving}, 4),
 }
+CASES = [
+    *(("ppo", point) for point in POINTS),
+    *(("grpo", point) for point in POINTS if point != "in the checkpoint"),
+    ("steered ppo", "before the metrics"),
+    ("dynamic sampling", "sampling"),
+    ("dynamic sampling", "between two minibatches"),
+]
 
 
 def _reinforce(name, point, directory, path):
@@ -109,8 +116,7 @@ def whole(tiny_model_directory, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(("name", "point"), CASES)
 def test_rl_killed_in_a_step_ends_where_an_uninterrupted_run_does_bit_for_bit(
     name, point, whole, tiny_model_directory, tmp_path
 ):
