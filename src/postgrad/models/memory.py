@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -14,8 +15,16 @@ def keep_freed_memory() -> None:
     A page that comes fresh from the system costs more than writing to it: filling 40 MB went at 5 GB/s where the
     memory was new each time, at 72 GB/s where it was kept. Elsewhere than under glibc this does nothing.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, -1)
+    if mallopt := _libc("mallopt"):
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Give it back after all, once: what a stage of a round used is not counted as the next one's."""
+    if malloc_trim := _libc("malloc_trim"):
+        malloc_trim(0)
+
+
+def _libc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
