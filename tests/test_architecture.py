@@ -16,7 +16,7 @@ ROWS = (
     ("config", "ops", "text", "sandbox", "db"),
     ("data", "models"),
     ("protocols", "run"),
-    ("trainer", "engine", "envs", "graders", "feedback"),
+    ("trainer", "engine", "envs", "graders", "feedback", "watch"),
     ("rollout",),
     ("methods", "evals", "gates", "studies"),
     ("rounds",),
@@ -26,7 +26,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {unit: row for row, units in enumerate(ROWS) for unit in units}
-WITHOUT_TORCH = ("feedback", "db", "evals", "gates", "web")
+WITHOUT_TORCH = ("feedback", "db", "evals", "gates", "watch", "web")
 LIGHT = ("postgrad", "postgrad.cli")
 TORCH = {"torch", "transformers", "peft"}
 HEAVY = TORCH | {"matplotlib", "fastapi"}

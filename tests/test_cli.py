@@ -19,7 +19,7 @@ from postgrad.run import WorkspaceLock
 Capture = pytest.CaptureFixture[str]
 Rows = list[dict[str, Any]]
 COMMANDS = (
-    "", "quickstart", "run", "rounds", "report", "doctor", "chat", "serve", "bench",
+    "", "quickstart", "run", "rounds", "report", "samples", "doctor", "chat", "serve", "bench",
     "models", "models pull", "models list",
 )  # fmt: skip
 
@@ -265,7 +265,8 @@ def test_an_empty_workspace_is_one_sentence_for_every_command(tmp_path: Path, ca
     code, out, err = call(capsys, "rounds", "--workspace", tmp_path)
     assert (code, err) == (0, "")
     assert out.split() == f"no rounds in workspace '{tmp_path}' yet; `postgrad quickstart` makes one".split()
-    assert "no round 'latest' in workspace" in refused(capsys, "report", "--workspace", tmp_path)
+    for command in ("report", "samples"):
+        assert "no round 'latest' in workspace" in refused(capsys, command, "--workspace", tmp_path)
     for command in ("chat", "serve"):
         assert "has released no policy yet; name a model" in refused(capsys, command, "--workspace", tmp_path)
     assert files_below(tmp_path) == []
@@ -276,7 +277,7 @@ def test_a_damaged_manifest_is_named_and_stays(tmp_path: Path, tiny_model_direct
     manifest = tmp_path / "workspace/rounds/0001-tiny/manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{")
-    for command in (("run", recipe), ("rounds",), ("report",)):
+    for command in (("run", recipe), ("rounds",), ("report",), ("samples",)):
         sentence = refused(capsys, *command, "--workspace", tmp_path / "workspace")
         assert sentence.startswith(f"{manifest}: the file: ")
         assert sentence.endswith("restore the file or delete the round")

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from postgrad.errors import DataError, StoreError
-from postgrad.run import METRIC_KEYS, RunDirectory, WorkspaceLock, atomic_write, read_metrics, sha256_file, sha256_tree
+from postgrad.run import (
+    METRIC_KEYS,
+    RunDirectory,
+    WorkspaceLock,
+    atomic_write,
+    read_metrics,
+    sha256_file,
+    sha256_tree,
+    tail_metrics,
+)
 from postgrad.types import Completion, Conversation, Example, Group, Message, Score, Trajectory, Turn
 
 
@@ -195,3 +204,33 @@ def test_a_second_process_is_refused_by_name_and_admitted_after_kill_9(tmp_path:
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
     with WorkspaceLock(tmp_path):
         pass
+
+
+def test_metrics_are_followed_from_where_they_were_last_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert tail_metrics(run.metrics_path, 0) == ([], 0)
+    run.write_metrics(1, {"reward/mean": 1.0})
+    rows, end = tail_metrics(run.metrics_path, 0)
+    assert (rows, end) == ([{"step": 1, "reward/mean": 1.0}], run.metrics_path.stat().st_size)
+    with open(run.metrics_path, "a") as file:
+        file.write('{"step": 2, "rewa')
+    assert tail_metrics(run.metrics_path, end) == ([], end)
+    run.write_metrics(2, {"reward/mean": float("nan")})
+    assert tail_metrics(run.metrics_path, end)[0] == [{"step": 2}]
+
+
+def test_resuming_drops_the_warnings_of_repeated_steps(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.read_warnings() == []
+    for step in (3, 7):
+        run.write_warning({"step": step, "message": "ü \u2028"})
+    run.truncate_after(5)
+    assert run.read_warnings() == [{"step": 3, "message": "ü \u2028"}]
+
+
+def test_the_steps_whose_trajectories_were_saved_are_known(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.saved_steps() == []
+    for step in (12, 3, 10_000):
+        run.save_groups(step, [group("a")])
+    assert run.saved_steps() == [3, 12, 10_000]

@@ -108,6 +108,42 @@ def report(
 
 
 @app.command()
+def samples(
+    round_: Annotated[str, typer.Argument(metavar="RUN", help="Id, number, directory, or 'latest'.")] = "latest",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    step: Annotated[int | None, typer.Option(help="The last one saved, if left out.")] = None,
+    stage: Annotated[str | None, typer.Option(help="The last one that saved any, if left out.")] = None,
+    prompt: Annotated[str, typer.Option(help="Only answers to prompts that contain this.")] = "",
+    id_: Annotated[str | None, typer.Option("--id", help="Only this prompt's answers, or this answer.")] = None,
+    best: Annotated[int | None, typer.Option(min=1, help="So many with the highest reward.")] = None,
+    worst: Annotated[int | None, typer.Option(min=1, help="So many with the lowest reward.")] = None,
+    longest: Annotated[int | None, typer.Option(min=1, help="So many with the most tokens.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 20,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show token ids and their logprobs, in nats.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object a line, as it was saved; no limit.")] = False,
+) -> None:
+    """Read what the policy answered at one step of training, and what it got for it."""
+    from postgrad.errors import ConfigError
+    from postgrad.rounds.manifest import find_round
+    from postgrad.rounds.samples import as_json_lines, as_texts, choose, load_samples, overview
+
+    if sum(option is not None for option in (best, worst, longest)) > 1:
+        raise ConfigError("--best, --worst and --longest exclude each other; give one of them")
+    saved = load_samples(find_round(workspace, round_), stage=stage, step=step)
+    chosen = choose(saved.records, prompt=prompt, name=id_, best=best, worst=worst, longest=longest)
+    if json_:
+        for line in as_json_lines(chosen):
+            sys.stdout.write(f"{line}\n")
+        return
+    console = _console()
+    console.print(overview(saved), end="\n\n")
+    for text in as_texts(chosen[:limit], tokens=tokens):
+        console.print(text)
+    if len(chosen) > limit:
+        _say(f"{limit} of {len(chosen)} answers shown; --limit {len(chosen)} shows all")
+
+
+@app.command()
 def doctor(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     """Say what this machine has, what is missing, and the command that mends it."""
     from postgrad.serve.doctor import as_table, diagnose, exit_code

@@ -190,7 +190,7 @@ class WorkspaceLock:
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """One stage's files under `path`: config.json, metrics.jsonl, trajectories/step-0001.jsonl."""
+    """One stage's files under `path`: config.json, metrics.jsonl, warnings.jsonl, trajectories/step-0001.jsonl."""
 
     path: Path
     root_seed: int = 0
@@ -198,6 +198,10 @@ class RunDirectory:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def warnings_path(self) -> Path:
+        return self.path / "warnings.jsonl"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Keep the resolved configuration beside what it produced."""
@@ -227,11 +231,28 @@ class RunDirectory:
         """
         return read_metrics(self.metrics_path)
 
+    def write_warning(self, warning: Mapping[str, Any]) -> None:
+        """Append one line to warnings.jsonl.
+
+        Raises:
+            StoreError: the disk is full; no half line is left.
+        """
+        _append(self.warnings_path, json.dumps(warning, ensure_ascii=False) + "\n")
+
+    def read_warnings(self) -> list[dict[str, Any]]:
+        """Every whole line of warnings.jsonl, in order.
+
+        Raises:
+            DataError: a line that is not the last does not parse.
+        """
+        return [row for _, row in _whole_lines(self.warnings_path)] if self.warnings_path.exists() else []
+
     def truncate_after(self, step: int) -> None:
-        """Forget the metrics and trajectories of steps after `step`, which a resumed run will repeat."""
-        if self.metrics_path.exists():
-            kept = [line for line, row in _whole_lines(self.metrics_path) if row["step"] <= step]
-            atomic_write(self.metrics_path, "".join(kept))
+        """Forget the metrics, warnings and trajectories of steps after `step`, which a resumed run will repeat."""
+        for path in (self.metrics_path, self.warnings_path):
+            if path.exists():
+                kept = [line for line, row in _whole_lines(path) if row["step"] <= step]
+                atomic_write(path, b"".join(kept))
         for path in (self.path / "trajectories").glob("step-*.jsonl"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
@@ -258,15 +279,27 @@ class RunDirectory:
             raise DataError(f"{path} does not exist: no trajectories were saved at step {step}")
         return [row for _, row in _whole_lines(path)]
 
+    def saved_steps(self) -> list[int]:
+        """Steps whose trajectories were saved, in order."""
+        return sorted(int(p.stem.removeprefix("step-")) for p in (self.path / "trajectories").glob("step-*.jsonl"))
+
     def _trajectories_path(self, step: int) -> Path:
         return self.path / "trajectories" / f"step-{step:04d}.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.jsonl; a file that does not exist has none. See `RunDirectory.read_metrics`."""
-    if not path.exists():
-        return []
-    return [{key: value for key, value in row.items() if value is not None} for _, row in _whole_lines(path)]
+    return tail_metrics(path, 0)[0]
+
+
+def tail_metrics(path: Path, start: int) -> tuple[list[dict[str, float]], int]:
+    """Rows that begin at byte `start` or later, and where the next one will begin; see `RunDirectory.read_metrics`."""
+    rows = []
+    if path.exists():
+        for line, row in _whole_lines(path, start):
+            start += len(line)
+            rows.append({key: value for key, value in row.items() if value is not None})
+    return rows, start
 
 
 def _trajectory_record(group: Group, index: int, trajectory: Trajectory) -> dict[str, Any]:
@@ -292,14 +325,18 @@ def _trajectory_record(group: Group, index: int, trajectory: Trajectory) -> dict
     }
 
 
-def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line, its object); a last line without its newline was torn by a crash and does not count."""
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+def _whole_lines(path: Path, start: int = 0) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(line, its object) from byte `start` on; a last line without its newline was torn by a crash and does not count.
+
+    Line numbers in errors count from `start`.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8", errors="replace"))
             except json.JSONDecodeError as e:
                 raise DataError(f"{path}, line {number} is not JSON ({e.msg}); remove that line") from None
             yield line, row

@@ -36,7 +36,7 @@ REPORT = Report(
         record("rl-full", "trl grpo", 1, rl(20, 100), resident_bytes=5e9),
         record("decode-8", "postgrad", 0, {"seconds": 2, "tokens": 512, "forward_flops": 50e9, "matrix_peak": 100e9,
                "bytes": 3e9}, resident_bytes=1e9, prompt_tokens=42),
-        record("decode-8", "vllm", 0, {"seconds": 4, "tokens": 512}, resident_bytes=1e9, prompt_tokens=42),
+        record("decode-8", "vllm", 0, {"seconds": 4, "tokens": 512}, resident_bytes=None, prompt_tokens=42),
     ),
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_time_rates_and_shares() -> None:
     assert rates.rows[0][2:] == ("75.0", "15.0", "75.0", "87.5", "2.00", "2.0e-06")
     assert rates.rows[1][2:] == ("65.0", "3.50", "-", "-", "4.00", "-")
     assert decode.headers == ("work", "side", "tokens/s", "of peak, %", "GB")
-    assert decode.rows == (("decode-8", "postgrad", "256", "25.0", "1.00"), ("decode-8", "vllm", "128", "-", "1.00"))
+    assert decode.rows == (("decode-8", "postgrad", "256", "25.0", "1.00"), ("decode-8", "vllm", "128", "-", "-"))
     assert compared.rows[0] == ("rl-full", "postgrad grpo", "trl grpo", "time a step", "3.00", "3.50", "4.00")
 
 
@@ -83,7 +83,7 @@ def test_on_a_gpu_bandwidth_is_shared_out_too_and_memory_is_the_gpus() -> None:
 def test_the_page() -> None:
     page = markdown(REPORT)
     assert page.startswith(
-        "tiny, float32 on the CPU; Abacus, 2 of 4 cores, 8 GB; 2 processes a side, in turn. Matrix peak 100 GFLOP/s. "
+        "tiny, float32 on the CPU; Abacus, 2 of 4 cores, 8 GB; processes a side: 2, in turn. Matrix peak 100 GFLOP/s. "
         "torch 2.0.\n"
     )
     assert "| rl-full | postgrad grpo | 5.00 | 1.00 | 0.50 | 1.75 (1.50–2.00) | 0.50 |" in page

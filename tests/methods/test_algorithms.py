@@ -26,7 +26,8 @@ def test_every_name_makes_an_algorithm_of_its_own():
 def test_every_packaged_recipe_makes_an_algorithm(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert make_algorithm(recipe.rl).kl_coef == recipe.rl.kl_coef
+    if recipe.method != "pretrain":
+        assert make_algorithm(recipe.rl).kl_coef == recipe.rl.kl_coef
 
 
 def test_what_a_recipe_leaves_out_is_the_algorithms_own():

@@ -21,6 +21,7 @@ FATAL_STEP = 6
 """The checkpoint of step 4 is the newest, and step 5 is whole on the disk: it has to be forgotten."""
 RUNS = {
     "ppo": (PPO(kl_coef=0.02), CFG),
+    "steered ppo": (PPO(kl_coef=0.02, kl_target=0.01), CFG),
     "grpo": (GRPO(kl_coef=0.02), CFG.model_copy(update={"schedule": "cosine", "warmup_frac": 0.4})),
     "dynamic sampling": (
         GRPO(kl_coef=0.02, missing_end_penalty=0.0),
@@ -83,6 +84,13 @@ POINTS = {
     "before the metrics": ({"make_run": DiesBeforeMetrics}, 5),
     "in the checkpoint": ({"make_trainer": DiesSaving}, 4),
 }
+CASES = [
+    *(("ppo", point) for point in POINTS),
+    *(("grpo", point) for point in POINTS if point != "in the checkpoint"),
+    ("steered ppo", "before the metrics"),
+    ("dynamic sampling", "sampling"),
+    ("dynamic sampling", "between two minibatches"),
+]
 
 
 def _reinforce(name, point, directory, path):
@@ -108,8 +116,7 @@ def whole(tiny_model_directory, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(("name", "point"), CASES)
 def test_rl_killed_in_a_step_ends_where_an_uninterrupted_run_does_bit_for_bit(
     name, point, whole, tiny_model_directory, tmp_path
 ):
@@ -120,6 +127,8 @@ def test_rl_killed_in_a_step_ends_where_an_uninterrupted_run_does_bit_for_bit(
     _, resumed, trainer = reinforce(tiny_model_directory, tmp_path, algorithm, cfg=cfg)
     assert without_times(resumed) == without_times(expected)
     assert [row["step"] for row in without_times(resumed)] == list(range(1, STEPS + 1))
+    coefficients = {row.get("policy/kl_coef") for row in without_times(resumed)}
+    assert ("steered" in name) == (len(coefficients) > 1)
     assert ("dynamic" in name) == any(row["rollout/attempts"] > 1 for row in without_times(resumed))
     assert differing(state(trainer.model), state(expected_trainer.model)) == []
     assert (trainer.version, trainer.trained_tokens) == (expected_trainer.version, expected_trainer.trained_tokens)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from postgrad.models.linear import use_fast_products
-from postgrad.ops.product import Product, product
+from postgrad.ops.product import AdaptedProduct, Product, product
 
 
 @pytest.mark.parametrize("rows", [2, 3, 8, 33, 200])
@@ -43,3 +43,18 @@ def test_layers_keep_their_parameters_and_any_number_of_dimensions():
     assert model[0].weight is weight
     torch.testing.assert_close(model(x), expected)
     assert model(x[:0]).shape == (0, 3, 5, 4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_adapted_product_and_its_gradients_are_those_of_the_formula(bias):
+    x = torch.randn(9, 12, dtype=torch.float64, requires_grad=True)
+    weight, b = torch.randn(7, 12, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    a = torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(7, dtype=torch.float64) if bias else None
+    out = AdaptedProduct.apply(x, weight, offset, a, b, 2.0)
+    expected = x @ (weight + 2 * b @ a).T + (offset if bias else 0)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    found = torch.autograd.grad(out, (x, a, b), upstream)
+    for mine, theirs in zip(found, torch.autograd.grad(expected, (x, a, b), upstream), strict=True):
+        torch.testing.assert_close(mine, theirs)

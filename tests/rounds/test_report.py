@@ -9,14 +9,16 @@ import pytest
 from fabricate import ARENA, GATE, SUMMARIES, answer_rows, fabricate_round
 
 from postgrad.errors import DataError, StoreError, TrainingDiverged
-from postgrad.rounds.report import (
+from postgrad.rounds.numbers import (
     format_bytes,
     format_duration,
     format_number,
     format_percent,
     format_signed,
-    write_report,
 )
+from postgrad.rounds.report import write_report
+from postgrad.run import RunDirectory
+from postgrad.watch import RunWatch
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ACTIVE = {"script", "img", "iframe", "object", "embed", "link", "base", "form", "video", "audio", "source", "image"}
@@ -151,6 +153,37 @@ def test_a_metric_outside_its_healthy_range_is_marked(tmp_path: Path) -> None:
         file.write('{"step": 25, "policy/kl_ref": 14.2}\n')
     text = Page(write_report(manifest.directory)).text("rl")
     assert "14.2 KL from the reference, nats an answer (k1) outside its usual range" in text
+
+
+def test_the_warnings_of_every_stage_are_listed_with_what_to_turn(tmp_path: Path, whole: Page) -> None:
+    assert "None: every curve stayed where a healthy run's does." in whole.text("warnings")
+    manifest = fabricate_round(tmp_path, until="reward")
+    for stage, rows in {
+        "sft": [{"loss/nll": 9.0}] * 3,
+        "reward": [{"sampler/logprob_diff_max": 1.0}],
+    }.items():
+        run = RunDirectory(manifest.stage_directory(stage))
+        for step, row in enumerate(rows, start=41):
+            run.write_metrics(step, row)
+        RunWatch(run).update()
+    page = Page(write_report(manifest.directory))
+    text = page.text("warnings")
+    assert "sft step 43 Loss Loss rose by" in text
+    assert text.count("sft step") == 1
+    assert (
+        "reward step 41 Sampler minus trainer Sampler minus trainer at 1, above the healthy 1e-05 (largest |sampler - "
+        "trainer| logprob of a sampled token, nats). On a CPU in float32 this is a defect"
+    ) in text
+    assert {"href": "#warnings"} in [attrs for tag, attrs in page.tags if tag == "a"]
+
+
+def test_a_warning_is_inert_text_and_a_command_in_it_is_set_as_code(tmp_path: Path) -> None:
+    manifest = fabricate_round(tmp_path, until="sft")
+    warning = {"step": 1, "rule": "range", "metric": "<b>", "message": "<i>x</i>", "advice": "run `<u> a`, then </p>"}
+    RunDirectory(manifest.stage_directory("sft")).write_warning(warning)
+    page = Page(write_report(manifest.directory))
+    assert "sft step 1 <b> <i>x</i>. Run <u> a , then </p>." in page.text("warnings")
+    assert "<code>&lt;u&gt; a</code>" in page.html
 
 
 def test_the_reward_model_stands_beside_its_baseline(whole: Page) -> None:

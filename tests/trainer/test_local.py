@@ -304,3 +304,20 @@ def test_siblings_are_evaluated_as_they_are_alone_whatever_the_budget():
         a, b = getattr(whole, name), getattr(split, name)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
         assert a.abs().sum() > 1
+
+
+def test_an_end_token_that_is_also_the_padding_learns_like_any_other():
+    end = 5
+    batch = collate([[1, 2, end, 7, 6, end]], [[False, True, True, False, True, True]])
+
+    def gradients(pad):
+        model = random_model(pad_token_id=pad)
+        model.load_state_dict(random_model().state_dict())
+        trainer = LocalTrainer(model, batch_tokens=1000)
+        trainer.forward_backward(batch, nll)
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    with_pad, without = gradients(end), gradients(None)
+    for name, gradient in without.items():
+        assert torch.equal(with_pad[name], gradient), name
+    assert without["lm.model.embed_tokens.weight"][end].abs().max() > 1e-3

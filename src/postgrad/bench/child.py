@@ -30,9 +30,6 @@ from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
 from postgrad.types import Conversation, Example, GenerationRequest, Group, Message, SamplingParams, Score
 
-BATCH_TOKENS = 2048
-"""Most tokens of one forward pass: the default of a recipe."""
-
 Json = dict[str, Any]
 Step = Callable[[int], Json]
 """Does step number n, warm-up included, and says what it took."""
@@ -79,10 +76,15 @@ def _rl(job: Json, machine: Machine) -> tuple[Step, Json]:
     renderer = Renderer(load_tokenizer(directory))
     ppo = job["algorithm"] == "ppo"
     lora = job["lora_rank"] > 0
-    model = load_policy(directory, heads=("value",) if ppo else (), lora_rank=job["lora_rank"]).to(machine.device)
-    trainer = LocalTrainer(model, batch_tokens=BATCH_TOKENS)
+    model = load_policy(
+        directory,
+        heads=("value",) if ppo else (),
+        lora_rank=job["lora_rank"],
+        gradient_checkpointing=job["gradient_checkpointing"],
+    ).to(machine.device)
+    trainer = LocalTrainer(model, batch_tokens=job["batch_tokens"])
     other = model if lora else load_policy(directory).to(machine.device)
-    reference = FrozenPolicy(other, batch_tokens=BATCH_TOKENS, adapter_off=lora)
+    reference = FrozenPolicy(other, batch_tokens=job["batch_tokens"], adapter_off=lora)
     algorithm: Algorithm = PPO(kl_coef=job["kl_coef"]) if ppo else GRPO(kl_coef=job["kl_coef"])
     engine = LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode)
     grader = LengthGrader(job["target_characters"])
@@ -125,7 +127,7 @@ def _sft(job: Json, machine: Machine) -> tuple[Step, Json]:
     """The rows in file order, cut to the longest length; every token but the first is trained, as TRL does it."""
     directory = Path(job["model"])
     renderer = Renderer(load_tokenizer(directory))
-    trainer = LocalTrainer(load_policy(directory).to(machine.device), batch_tokens=BATCH_TOKENS)
+    trainer = LocalTrainer(load_policy(directory).to(machine.device), batch_tokens=job["batch_tokens"])
     shape = model_shape(trainer.model)
     size = job["batch_size"]
 

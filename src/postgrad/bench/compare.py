@@ -202,7 +202,7 @@ def run_side(workload: Workload, side: Side, setup: Setup, *, seed: int) -> dict
                 f"{lines[-1].strip() if lines else 'it said nothing'}"
             )
         result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
-    return {**result, "resident_bytes": resident, "process_s": seconds}
+    return {"resident_bytes": resident, "process_s": seconds, **result}
 
 
 def machine(setup: Setup) -> dict[str, Any]:

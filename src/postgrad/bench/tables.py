@@ -24,8 +24,8 @@ NOTES = {
     "hold other conversations than ours and fewer tokens, so the optimizer's share of the time is larger.",
     "transformers": "transformers' generate keeps a row in its batch until the longest is done; ragged requests are "
     "sorted and batched at the best of three sizes. It returns no logprobs, which ours always does.",
-    "vllm": "vLLM brings compiled kernels of its own, and its engine is a second process; on the CPU it runs eagerly. "
-    "It was asked for no logprobs, which ours always returns.",
+    "vllm": "vLLM brings compiled kernels of its own, and its engine is a second process, whose memory is not "
+    "known; on the CPU it runs eagerly. It was asked for no logprobs, which ours always returns.",
     "postgrad ppo": "PPO is compared with TRL's GRPO: it trains a critic besides.",
 }
 
@@ -113,7 +113,7 @@ def heading(report: Report) -> str:
     model = report.model.rstrip("/").rpartition("/")[2]
     return (
         f"{model}, {kind}; {m['processor']}, {m['threads']} of {m['cores']} cores, "
-        f"{m['memory_bytes'] / 1e9:.0f} GB; {repeats} processes a side, in turn.{peak} {listed}."
+        f"{m['memory_bytes'] / 1e9:.0f} GB; processes a side: {repeats}, in turn.{peak} {listed}."
     )
 
 
@@ -243,7 +243,8 @@ def _bandwidth_share(result: Result) -> float | None:
 
 def _memory(result: Result) -> float | None:
     """Of the GPU where it was used, else of the process."""
-    return float(result.get("gpu_bytes") or result["resident_bytes"]) / 1e9
+    held = result.get("gpu_bytes") or result["resident_bytes"]
+    return None if held is None else float(held) / 1e9
 
 
 def _logprob_diff(result: Result) -> float | None:

@@ -80,7 +80,13 @@ def workloads(rows: Sequence[Sequence[Mapping[str, str]]]) -> list[Workload]:
         "sft",
         "ragged conversations, 8 a step, at most 1,024 tokens each, every token trained",
         "sft",
-        {"rows": [list(row) for row in rows], "batch_size": 8, "max_length": 1024, "learning_rate": 1e-5},
+        {
+            "rows": [list(row) for row in rows],
+            "batch_size": 8,
+            "max_length": 1024,
+            "learning_rate": 1e-5,
+            "batch_tokens": 2048,
+        },
         (
             OURS,
             Side("trl sft", "trl_sft", "trl", {"packing": False}),
@@ -108,7 +114,15 @@ def _rl_workload(*, long: bool, lora_rank: int) -> Workload:
     # The warm-up is a step with short prompts everywhere: it loads code and starts threads, and that is soon done.
     first = PROMPTS_PER_STEP * warmup
     prompts = asked[:first] + [_lengthened(q) if long else q for q in asked[first:]]
-    job = {**_RL, "prompts": prompts, "prompts_per_step": PROMPTS_PER_STEP, "lora_rank": lora_rank}
+    job = {
+        **_RL,
+        "prompts": prompts,
+        "prompts_per_step": PROMPTS_PER_STEP,
+        "lora_rank": lora_rank,
+        # One group in memory at a time, and of a long one no activations but the layers' inputs.
+        "batch_tokens": 512,
+        "gradient_checkpointing": long,
+    }
     sides = (
         Side("postgrad grpo", "", options={"algorithm": "grpo"}),
         Side("postgrad ppo", "", options={"algorithm": "ppo"}),

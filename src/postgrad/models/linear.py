@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from peft.tuners import lora
 from torch import nn
 
-from postgrad.ops.product import Product
+from postgrad.ops.product import AdaptedProduct, Product
 
 
 class Linear(nn.Linear):
@@ -17,8 +20,28 @@ class Linear(nn.Linear):
         return out.view(*x.shape[:-1], self.out_features)
 
 
+class LoraLinear(lora.Linear):  # type: ignore[misc]
+    """peft's layer with one plain adapter, without a pass over memory for each of its factors."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        base = self.base_layer
+        if self.disable_adapters or self.merged:
+            return base(x)  # type: ignore[no-any-return]
+        (name,) = self.active_adapters
+        rows = x.reshape(-1, base.in_features)
+        out: torch.Tensor = AdaptedProduct.apply(  # type: ignore[no-untyped-call]
+            rows, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        )
+        return out.view(*x.shape[:-1], base.out_features)
+
+
 def use_fast_products(lm: nn.Module) -> None:
-    """Give every plain linear layer of `lm` the class above; parameters stay as and where they are."""
+    """Give every plain linear layer of `lm`, adapted or not, the classes above; parameters stay as and where they are.
+
+    Adapters are those of `models.load`: plain LoRA without dropout.
+    """
     for module in lm.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+        elif type(module) is lora.Linear:
+            module.__class__ = LoraLinear

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from postgrad.errors import DataError
+from postgrad.models.memory import keep_freed_memory
 from postgrad.models.policy import PolicyModel
 from postgrad.ops.packing import pad
 from postgrad.text.template import Renderer
@@ -46,6 +47,7 @@ def load_policy(
         raise DataError(f"{str(directory)!r} is not a model directory: it has no config.json")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    keep_freed_memory()
     try:
         lm: Any
         lm, loaded = AutoModelForCausalLM.from_pretrained(

@@ -62,6 +62,8 @@ class PolicyModel(nn.Module):
             )
         use_plans(lm)
         use_fast_products(lm)
+        # transformers denies this token's embedding its gradient, and where it is the end token it has one to learn.
+        lm.get_input_embeddings().padding_idx = None  # type: ignore[operator]
         self.lm = lm
         self.heads = nn.ModuleDict({name: nn.Linear(text_config.hidden_size, 1) for name in heads})
         for name, head in self.heads.items():

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from postgrad.config import Recipe
 from postgrad.data.readers import read_examples
@@ -22,13 +22,17 @@ from postgrad.models.load import load_policy
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed, rollout_groups
 from postgrad.rounds.manifest import Manifest
-from postgrad.run import atomic_write, sha256_file
+from postgrad.run import RunDirectory, atomic_write, sha256_file
 from postgrad.text.template import Renderer, check_fits
 from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams
 
 SPLITS = ("sft", "rm", "rl", "heldout", "heldout_unseen")
 AT_ONCE = 128
 """Answers sampled between two movements of the progress bar."""
+
+
+class OpenBar(Protocol):
+    def __call__(self, title: str, run: RunDirectory | None = None) -> Progress: ...
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Context:
     """File of the prompts."""
     store: LabelStore
     renderer: Renderer
-    bar: Callable[[str], Progress]
-    """Opens a progress bar under a title."""
+    bar: OpenBar
+    """Opens a progress bar under a title, or, given the directory of a run, a view of its metrics."""
     ask: Callable[[LabelStore, str], None] | None = None
     """Asks a person for the comparisons of the round; None leaves them to the simulated raters."""
 

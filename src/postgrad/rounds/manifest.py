@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from postgrad.errors import StoreError
+from postgrad.models.memory import return_freed_memory
 from postgrad.run import atomic_write, disk_errors, sha256_file
 
 STAGES = ("prompts", "sft", "samples", "labels", "reward", "rl", "arena", "gate")
@@ -349,5 +350,6 @@ def _peak_memory_bytes() -> int:
 
 def _reset_peak_memory() -> None:
     """Linux alone forgets a process's peak (proc_pid_clear_refs(5), value 5); elsewhere the peak is the process's."""
+    return_freed_memory()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

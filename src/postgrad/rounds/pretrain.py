@@ -21,12 +21,11 @@ from postgrad.data.text import PARTS, Document, Part, read_documents
 from postgrad.engine.local import LocalEngine
 from postgrad.evals.calibration import clustered_calibration, ratio_interval
 from postgrad.methods.pretrain import TokenStream, bits_per_byte, pretrain, read_next_tokens
-from postgrad.methods.sft import Progress
 from postgrad.models.fresh import fresh_policy
 from postgrad.models.load import load_policy, save_policy
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed
-from postgrad.rounds.context import write_json, write_lines
+from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
 from postgrad.run import RunDirectory, sha256_file
@@ -47,7 +46,7 @@ class _Run:
     recipe: PretrainRecipe
     manifest: Manifest
     source: Path
-    bar: Callable[[str], Progress]
+    bar: OpenBar
 
     @property
     def tokenizer(self) -> Path:
@@ -84,7 +83,7 @@ def run_pretrain(
     *,
     workspace: Path,
     source: Path,
-    bar: Callable[[str], Progress],
+    bar: OpenBar,
     announce: Callable[[str], None],
 ) -> Manifest:
     """Run the recipe, or go on with its unfinished run.
@@ -93,7 +92,7 @@ def run_pretrain(
         recipe: resolved.
         workspace: one process at a time.
         source: file of the documents.
-        bar: opens a progress bar under a title.
+        bar: opens a progress bar under a title, or a view of a run's metrics.
         announce: told the name of each stage as it begins.
 
     Raises:
@@ -159,7 +158,7 @@ def _pretrain_stage(run: _Run, stage: Stage) -> None:
         run.stream("validation"),
         run.recipe.pretrain,
         directory,
-        run.bar("reading"),
+        run.bar("reading", directory),
         context=model.context,
     )
     save_policy(model, run.policy, tokenizer_from=run.tokenizer)

@@ -14,29 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from postgrad.errors import DataError
 from postgrad.rounds.manifest import Manifest
+from postgrad.rounds.numbers import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    format_signed,
+)
 from postgrad.rounds.report_charts import line_chart, reliability_chart
-from postgrad.run import METRIC_KEYS, atomic_write, read_metrics
+from postgrad.run import METRIC_KEYS, RunDirectory, atomic_write, read_metrics
+from postgrad.watch import TITLES, healthy, is_share
 
 NUM_SAMPLES = 20
 
-_TITLES: Mapping[str, str] = {
-    "loss/nll": "Loss",
-    "loss/bradley_terry": "Loss",
-    "reward/accuracy": "Training accuracy",
-    "reward/mean": "Reward",
-    "policy/kl_ref": "KL from the reference",
-    "rollout/completion_tokens": "Answer length",
-    "policy/entropy": "Entropy",
-    "rollout/truncated_frac": "Truncated answers",
-    "value/explained_variance": "Explained variance",
-    "policy/clip_frac": "Clipped tokens",
-    "optim/grad_norm": "Gradient norm",
-    "validation/bits_per_byte": "Validation loss",
-    "time/tokens_per_s": "Speed",
-}
 _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
     "sft": (2, ("loss/nll", "optim/grad_norm")),
@@ -88,6 +83,7 @@ def _common_view(manifest: Manifest) -> dict[str, Any]:
     stages = {stage.name: stage for stage in manifest.record.stages}
     recipe = _read_json(manifest.directory / "recipe.json")
     return {
+        "warnings": _warnings(manifest),
         "round": manifest.record,
         "stages": [(name, stages.get(name)) for name in manifest.stages],
         "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
@@ -211,8 +207,8 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
             continue
         steps, values = zip(*points, strict=True)
         metric = METRIC_KEYS[key]
-        share = key.endswith(("_frac", "accuracy"))
-        title = _TITLES[key]
+        share = is_share(key)
+        title = TITLES[key]
         label = f"{title} over {len(steps)} steps ({stage})"
         charts.append(
             {
@@ -221,11 +217,23 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
                 "first": values[0],
                 "last": values[-1],
                 "share": share,
-                "healthy": metric.low <= values[-1] <= metric.high,
+                "healthy": healthy(key, values[-1]),
                 "drawing": line_chart(steps, values, label=label, share=share, wide=most < 3),
             }
         )
     return charts
+
+
+def _warnings(manifest: Manifest) -> list[dict[str, Any]] | None:
+    """Every warning given while a stage trained, oldest first; None where none has trained."""
+    runs = [(stage.name, RunDirectory(manifest.stage_directory(stage.name))) for stage in manifest.record.stages]
+    trained = [(name, run) for name, run in runs if run.metrics_path.exists()]
+    rows = [
+        {**row, "stage": name, "title": TITLES.get(row["metric"], row["metric"])}
+        for name, run in trained
+        for row in run.read_warnings()
+    ]
+    return rows if trained else None
 
 
 def _reliability(summary: Mapping[str, Any]) -> str | None:
@@ -331,48 +339,6 @@ def _printable(text: str) -> str:
     return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
 
 
-def format_number(value: float | None) -> str:
-    """About three significant digits: 12,345, 345, 34.5, 3.45, 0.345, 9.5e-07; an en dash where there is none."""
-    if value is None:
-        return "\u2013"
-    size = abs(value)
-    if size == 0 or (value == int(value) and size < 1000):
-        text = f"{value:.0f}"
-    elif size < 0.0005:
-        text = f"{value:.1e}"
-    else:
-        text = f"{value:,.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
-    return text.replace("-", "\u2212", 1) if value < 0 else text
-
-
-def format_signed(value: float | None) -> str:
-    """As `format_number`, with a plus sign."""
-    return ("+" if value is not None and value > 0 else "") + format_number(value)
-
-
-def format_percent(value: float | None) -> str:
-    """0.6321 is 63.2%."""
-    return "\u2013" if value is None else f"{value:.1%}".replace("-", "\u2212")
-
-
-def format_count(value: float | None) -> str:
-    """12345 is 12,345."""
-    return "\u2013" if value is None else f"{value:,.0f}"
-
-
-def format_duration(seconds: float) -> str:
-    """4.2 s, 12 min 34 s, 2 h 05 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_bytes(value: float) -> str:
-    """Decimal units: 1,536,000,000 is 1.54 GB."""
-    return f"{format_number(value / 1e9)} GB" if value >= 1e9 else f"{format_number(value / 1e6)} MB"
-
-
 def _title(name: str) -> str:
     """A key as a heading: `reference_f1` is Reference F1, `truncated_frac` is Truncated share."""
     words = [{"kl": "KL", "f1": "F1", "frac": "share"}.get(word, word) for word in name.split("_")]
@@ -393,6 +359,7 @@ _FILTERS: Mapping[str, Callable[..., str]] = {
     "count": format_count,
     "sentence": lambda text: text[:1].upper() + text[1:],
     "title": _title,
+    "code": lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))),
     "utility": lambda value: "\u2013" if value is None else f"{value:+.2f}".replace("-", "\u2212"),
     "place": _place,
     "width": lambda low, high, span_low, span_high: f"{(high - low) / (span_high - span_low):.2%}",

@@ -9,8 +9,7 @@ from postgrad.config import Recipe
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
 from postgrad.gates.release import ReleasePointer
-from postgrad.methods.sft import Progress
-from postgrad.rounds.context import Context, write_json
+from postgrad.rounds.context import Context, OpenBar, write_json
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.judge import arena_stage, gate_stage
 from postgrad.rounds.manifest import Manifest
@@ -33,7 +32,7 @@ def run_round(
     workspace: Path,
     initial: Path,
     source: Path,
-    bar: Callable[[str], Progress],
+    bar: OpenBar,
     announce: Callable[[str], None],
     database: str | None = None,
     ask: Callable[[LabelStore, str], None] | None = None,
@@ -45,7 +44,7 @@ def run_round(
         workspace: holds rounds, labels and the release pointer; one process at a time.
         initial: model directory of the initial policy.
         source: file of the prompts.
-        bar: opens a progress bar under a title.
+        bar: opens a progress bar under a title, or a view of a run's metrics.
         announce: told the name of each stage as it begins.
         database: URL of the label store; None is a SQLite file in the workspace.
         ask: asks a person for the training comparisons.

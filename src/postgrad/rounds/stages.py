@@ -82,7 +82,7 @@ def sft_stage(ctx: Context, stage: Stage) -> None:
     torch.manual_seed(run.seed(0, "init"))
     model = ctx.load_trainable("initial")
     trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
-    train_sft(trainer, rows, cfg, run, ctx.bar("learning from demonstrations"))
+    train_sft(trainer, rows, cfg, run, ctx.bar("learning from demonstrations", run))
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
     forget_checkpoints(run)
     losses = [row["loss/nll"] for row in run.read_metrics()]
@@ -182,7 +182,7 @@ def reward_stage(ctx: Context, stage: Stage) -> None:
     model = ctx.load("sft", heads=("reward",))
     freeze_below(model, cfg.train_layers)
     trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
-    train_reward_model(trainer, training, cfg, run, ctx.bar("training the reward model"))
+    train_reward_model(trainer, training, cfg, run, ctx.bar("training the reward model", run))
     before = score(model, training, ctx.bar("reading its scale"))
     standardise(model, [reward for group in before for reward in group])
     canaries = [answer for group in training for answer in group.answers][:NUM_CANARIES]
@@ -234,7 +234,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
             renderer=ctx.renderer,
             context=model.context,
             run=run,
-            progress=ctx.bar(f"optimising against it ({cfg.algorithm.upper()})"),
+            progress=ctx.bar(f"optimising against it ({cfg.algorithm.upper()})", run),
         )
     )
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)

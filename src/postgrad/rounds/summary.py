@@ -7,26 +7,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 
 from postgrad.methods.sft import Progress as Report
+from postgrad.rounds.dashboard import Dashboard, Lines, progress_bar, watch_stage
 from postgrad.rounds.manifest import Manifest
-
-WIDE = 72
-"""Columns of a terminal that has room for a bar and its times."""
+from postgrad.run import RunDirectory
 
 
 class Bars:
-    """One live bar at a time; leaving the context stops it, whatever happened.
+    """One live bar or dashboard at a time; leaving the context stops it, whatever happened.
 
     Args:
         console: where to draw.
@@ -36,7 +27,7 @@ class Bars:
     def __init__(self, console: Console, stages: Sequence[str]) -> None:
         self._console = console
         self._stages = stages
-        self._live: Progress | None = None
+        self._live: Progress | Dashboard | Lines | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -48,17 +39,19 @@ class Bars:
         self.stop()
         self._console.print(f"[bold]{self._stages.index(stage) + 1}/{len(self._stages)}[/] {stage}")
 
-    def open(self, title: str) -> Report:
-        """A bar that pulses until the first step says how many there are; its title alone where nobody watches."""
+    def open(self, title: str, run: RunDirectory | None = None) -> Report:
+        """A bar that pulses until the first step says how many there are; its title alone where nobody watches.
+
+        With the directory of a run that writes metrics, the view is a dashboard of them and their warnings.
+        """
         self.stop()
+        if run is not None:
+            self._live = view = watch_stage(self._console, title, run)
+            return view.report
         if not self._console.is_terminal:
             self._console.print(f"   {title}", highlight=False)
             return lambda done, total: None
-        columns: list[ProgressColumn] = [TextColumn("   {task.description}"), MofNCompleteColumn()]
-        if self._console.width >= WIDE:
-            columns[1:1] = [BarColumn(bar_width=24)]
-            columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-        live = Progress(*columns, console=self._console)
+        live = progress_bar(self._console)
         task = live.add_task(title, total=None)
         live.start()
         self._live = live

@@ -24,6 +24,8 @@ from postgrad.protocols import Loss, PolicyOutput, Weights
 # A second-moment memory of twenty updates suits runs of a few dozen; what is pulled back is pulled by KL, not decay.
 ADAM = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
+FORWARD_ONLY = 4
+"""Times `batch_tokens` that fit into the same memory where nothing is kept for a backward pass."""
 HEADS_RATE = 10.0
 """A fresh scalar head learns this much faster than the trained trunk under it."""
 
@@ -229,7 +231,7 @@ def _evaluate(model: PolicyModel, batch: Batch, batch_tokens: int, temperature: 
     shape = batch.input_ids.shape
     logprobs, entropy, values = (torch.zeros(shape) for _ in range(3))
     has_values = False
-    for index, part in micro_batches(batch, batch_tokens):
+    for index, part in micro_batches(batch, FORWARD_ONLY * batch_tokens):
         out = PolicyOutput(*model.token_outputs(part.input_ids, part.lengths, part.loss_mask, temperature=temperature))
         width = part.input_ids.shape[1]
         logprobs[index, :width], entropy[index, :width] = out.logprobs, out.entropy

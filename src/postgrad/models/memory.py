@@ -1,0 +1,30 @@
+"""How the process deals with memory that it has freed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensor of its size instead of giving it back.
+
+    A page that comes fresh from the system costs more than writing to it: filling 40 MB went at 5 GB/s where the
+    memory was new each time, at 72 GB/s where it was kept. Elsewhere than under glibc this does nothing.
+    """
+    if mallopt := _libc("mallopt"):
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def return_freed_memory() -> None:
+    """Give it back after all, once: what a stage of a round used is not counted as the next one's."""
+    if malloc_trim := _libc("malloc_trim"):
+        malloc_trim(0)
+
+
+def _libc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
