@@ -126,6 +126,7 @@ def test_a_python_reward_function_trains_and_the_examinations_show_it(capsys, re
     assert {score["grader"] for score in scores} == {"rewards.py:low"}
     assert learned.inputs["grader rewards.py:low"] == sha256_file(tmp_path / "rewards.py")
     assert "sampled change" in out
+    assert "12/12  reward/mean" in out, "the run is watched"
     page = Path(call(capsys, "report", "--workspace", tmp_path / "w")[1].strip()).read_text()
     assert "sampled_change" in page.lower().replace(" ", "_")
     assert page.count('class="card sample"') == 8

@@ -23,12 +23,11 @@ from postgrad.graders.function import FunctionGrader
 from postgrad.graders.verify import UserFunction, find_function
 from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.rl import train_rl
-from postgrad.methods.sft import Progress
 from postgrad.models.load import context_length, load_policy, save_policy
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Grader, RolloutEngine
 from postgrad.rollout import grade_groups, request_seed
-from postgrad.rounds.context import write_json, write_lines
+from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
 from postgrad.run import RunDirectory, sha256_file, sha256_tree
@@ -49,7 +48,7 @@ class _Run:
     initial: Path
     source: Path | None
     renderer: Renderer
-    bar: Callable[[str], Progress]
+    bar: OpenBar
     measures: tuple[Grader, ...]
     """All of the recipe's graders, in its order."""
 
@@ -78,7 +77,7 @@ def run_rl(
     initial: Path,
     source: Path | None,
     folder: Path,
-    bar: Callable[[str], Progress],
+    bar: OpenBar,
     announce: Callable[[str], None],
 ) -> Manifest:
     """Run the recipe, or go on with its unfinished run.
@@ -89,7 +88,7 @@ def run_rl(
         initial: model directory of the initial policy.
         source: file of the questions; None where the recipe names tasks.
         folder: where the graders' relative paths begin.
-        bar: opens a progress bar under a title.
+        bar: opens a progress bar under a title, or, given the directory of a run, a view of its metrics.
         announce: told the name of each stage as it begins.
 
     Raises:
@@ -195,7 +194,7 @@ def _rl_stage(run: _Run, stage: Stage) -> None:
             renderer=run.renderer,
             context=model.context,
             run=directory,
-            progress=run.bar(f"learning from the graders ({cfg.algorithm.upper()})"),
+            progress=run.bar(f"learning from the graders ({cfg.algorithm.upper()})", directory),
             before_step=exam.before_step,
         )
     )
