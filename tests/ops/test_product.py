@@ -2,13 +2,39 @@ import pytest
 import torch
 
 from postgrad.models.linear import use_fast_products
-from postgrad.ops.product import AdaptedProduct, Product, product
+from postgrad.ops.product import AdaptedProduct, PackedWeight, Product, product
 
 
-@pytest.mark.parametrize("rows", [2, 3, 8, 33, 200])
-def test_a_row_does_not_depend_on_the_rows_beside_it(rows):
-    x, weight = torch.randn(300, 96), torch.randn(128, 96)
-    assert torch.equal(product(x[:rows], weight), product(x, weight)[:rows])
+@pytest.mark.parametrize("rows", [2, 3, 12, 33, 200])
+@pytest.mark.parametrize(("outer", "inner"), [(128, 96), (192, 576), (576, 1536)])
+def test_a_row_of_a_packed_product_has_the_bits_that_it_has_among_many_unpacked(rows, outer, inner):
+    x, weight = torch.randn(300, inner), torch.randn(outer, inner)
+    bias = torch.randn(outer)
+    assert torch.equal(PackedWeight(weight)(x[:rows]), product(x, weight)[:rows])
+    expected = product(x[:rows], weight, bias)
+    torch.testing.assert_close(PackedWeight(weight)(x[:rows], bias), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_packed_weight_knows_when_its_parameter_has_changed():
+    weight = torch.nn.Parameter(torch.randn(8, 4))
+    packed = PackedWeight(weight)
+    assert packed.is_of(weight)
+    with torch.no_grad():
+        weight.add_(1)
+    assert not packed.is_of(weight)
+    assert not packed.is_of(torch.nn.Parameter(weight.detach()))
+
+
+def test_a_second_gradient_is_added_to_the_first_in_place():
+    weight = torch.nn.Parameter(torch.randn(5, 7))
+    xs = torch.randn(2, 3, 7)
+    Product.apply(xs[0], weight, None).square().sum().backward()
+    first = weight.grad
+    Product.apply(xs[1], weight, None).square().sum().backward()
+    assert weight.grad is first
+    plain = weight.detach().clone().requires_grad_()
+    (xs @ plain.T).square().sum().backward()
+    torch.testing.assert_close(weight.grad, plain.grad)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -16,6 +16,7 @@ from postgrad.engine.memory import Memory
 from postgrad.engine.sampling import next_tokens
 from postgrad.errors import EngineError
 from postgrad.models.attention import NO_MASK
+from postgrad.models.linear import packed_weights
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Weights
 from postgrad.types import Completion, FinishReason, GenerationRequest
@@ -107,7 +108,8 @@ class LocalEngine:
         sequences = [_Sequence(i, r, self._stop_ids) for i, r in enumerate(requests)]
         # Siblings come together, after prompts of their length: what lies in memory is padded to the longest.
         ordered = sorted(sequences, key=lambda s: (len(s.request.prompt_ids), s.request.prompt_ids))
-        _Batch(self, ordered, on_token).run()
+        with packed_weights(self.model.lm):
+            _Batch(self, ordered, on_token).run()
         return [self._completion(s) for s in sequences]
 
     def _check(self, request: GenerationRequest) -> None:
@@ -222,7 +224,7 @@ class _Batch:
     def _sample(self, states_BD: torch.Tensor) -> None:
         params = [s.request.params for s in self._alive]
         uniforms = [s.uniforms[len(s.ids)] for s in self._alive]
-        tokens, logprobs = next_tokens(states_BD, self._model.vocabulary_VD, params, uniforms)
+        tokens, logprobs = next_tokens(states_BD, self._model.logits, params, uniforms)
         for sequence, token, logprob in zip(self._alive, tokens, logprobs, strict=True):
             self._engine.advance(sequence, token, logprob, self._on_token)
         finished = [row for row, s in enumerate(self._alive) if s.finish is not None]

@@ -197,6 +197,14 @@ class StepPlan:
         self._longest = max(len(p) for p in memory.prompts)
         self._prompt_lengths = prompt_lengths[owners].to(device)
         self._biases: dict[int | None, Tensor] = {}
+        self._places: dict[tuple[int, int], Tensor] = {}
+
+    def _slots(self, heads: int, room: int) -> Tensor:
+        """Where each row's new token goes in [B, K, W, D], flattened to [B * K * W, D]; [B * K]."""
+        if (heads, room) not in self._places:
+            head = self._rows[:, None] * heads + torch.arange(heads, device=self._rows.device)
+            self._places[heads, room] = (head * room + self._lengths[:, None]).flatten()
+        return self._places[heads, room]
 
     def _bias(self, window: int | None) -> Tensor:
         """[B, 1, 1, P + W]: zero where the row's new token sees the key, minus infinity elsewhere."""
@@ -219,8 +227,9 @@ class StepPlan:
         """[H, B, D]."""
         i, memory = layer.layer_idx, self._memory
         keys, values = memory.keys[i][: self.rows], memory.values[i][: self.rows]
-        keys[self._rows, :, self._lengths] = k_BKD
-        values[self._rows, :, self._lengths] = v_BKD
+        slots = self._slots(*keys.shape[1:3])
+        keys.flatten(0, 2).index_copy_(0, slots, k_BKD.flatten(0, 1))
+        values.flatten(0, 2).index_copy_(0, slots, v_BKD.flatten(0, 1))
         own_keys, own_values = keys[:, :, : self._width], values[:, :, : self._width]
         prompt_keys, prompt_values = memory.prompt_keys[i], memory.prompt_values[i]
         rows, heads, size = q_BHD.shape

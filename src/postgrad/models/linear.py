@@ -1,23 +1,41 @@
-"""Linear layers by the fastest product there is, the same one when sampling and when training."""
+"""Linear layers by the fastest product there is, with the same bits when sampling and when training."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners import lora
 from torch import nn
 
-from postgrad.ops.product import AdaptedProduct, Product
+from postgrad.models.memory import pages_of_its_own, return_freed_memory
+from postgrad.ops.lookup import Lookup
+from postgrad.ops.product import AdaptedProduct, PackedWeight, Product, add_adapter
 
 
 class Linear(nn.Linear):
     """`nn.Linear` with the same parameters and another product."""
 
+    packed: PackedWeight | None = None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        out: torch.Tensor = Product.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = (
+            Product.apply(rows, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            if self.packed is None
+            else self.packed(rows, self.bias)
+        )
         return out.view(*x.shape[:-1], self.out_features)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding` that adds to a gradient in place."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = Lookup.apply(input, self.weight)  # type: ignore[no-untyped-call]
+        return out
 
 
 class LoraLinear(lora.Linear):  # type: ignore[misc]
@@ -29,10 +47,33 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
             return base(x)  # type: ignore[no-any-return]
         (name,) = self.active_adapters
         rows = x.reshape(-1, base.in_features)
-        out: torch.Tensor = AdaptedProduct.apply(  # type: ignore[no-untyped-call]
-            rows, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        )
+        factors = (self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        if base.packed is None:
+            out: torch.Tensor = AdaptedProduct.apply(rows, base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
+        else:
+            out = add_adapter(base.packed(rows, base.bias), rows, *factors)[0]
         return out.view(*x.shape[:-1], base.out_features)
+
+
+@contextmanager
+def packed_weights(lm: nn.Module) -> Iterator[None]:
+    """Multiply by packed copies of the weights, without gradients; those of a model that is trained go afterwards.
+
+    Beside a frozen model the copies stay for the next time, twice its memory.
+    """
+    layers = [module for module in lm.modules() if isinstance(module, Linear)]
+    # Copies ask for twice the memory that they fill, and take the place of what training has freed.
+    return_freed_memory()
+    with pages_of_its_own():
+        for layer in layers:
+            if layer.packed is None or not layer.packed.is_of(layer.weight):
+                layer.packed = PackedWeight(layer.weight)
+    try:
+        yield
+    finally:
+        if any(p.requires_grad for p in lm.parameters()):
+            for layer in layers:
+                layer.packed = None
 
 
 def use_fast_products(lm: nn.Module) -> None:
@@ -43,5 +84,7 @@ def use_fast_products(lm: nn.Module) -> None:
     for module in lm.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+        elif type(module) is nn.Embedding:
+            module.__class__ = Embedding
         elif type(module) is lora.Linear:
             module.__class__ = LoraLinear

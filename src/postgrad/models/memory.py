@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of glibc
+_MMAP_MAX = 65536  # its default
+_LARGE = 128 * 1024
+"""Bytes from which memory is mapped where that is allowed; glibc's default, which it raises to 32 MB by itself."""
 
 
 def keep_freed_memory() -> None:
@@ -17,7 +22,19 @@ def keep_freed_memory() -> None:
     """
     if mallopt := _libc("mallopt"):
         mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+@contextmanager
+def pages_of_its_own() -> Iterator[None]:
+    """What is allocated here and is large is not taken from kept memory, and goes back to the system when freed."""
+    mallopt = _libc("mallopt")
+    if mallopt:
+        mallopt(_M_MMAP_MAX, _MMAP_MAX)
+    yield
+    if mallopt:
+        mallopt(_M_MMAP_MAX, 0)
 
 
 def return_freed_memory() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from postgrad.errors import DataError
 from postgrad.models.attention import NO_MASK, use_plans
+from postgrad.models.layers import use_lean_layers
 from postgrad.models.linear import use_fast_products
 from postgrad.ops.attention import Plan, packed_attention, plan_attention, spans_mask
 from postgrad.ops.logprobs import token_logprobs
@@ -62,6 +63,7 @@ class PolicyModel(nn.Module):
             )
         use_plans(lm)
         use_fast_products(lm)
+        use_lean_layers(lm)
         # transformers denies this token's embedding its gradient, and where it is the end token it has one to learn.
         lm.get_input_embeddings().padding_idx = None  # type: ignore[operator]
         self.lm = lm
@@ -88,6 +90,11 @@ class PolicyModel(nn.Module):
     def vocabulary_VD(self) -> torch.Tensor:
         weight: torch.Tensor = self.lm.get_output_embeddings().weight  # type: ignore[operator]
         return weight
+
+    def logits(self, states_ND: torch.Tensor) -> torch.Tensor:
+        """Scores of the whole vocabulary, [N, V]."""
+        logits: torch.Tensor = self.lm.get_output_embeddings()(states_ND.to(self.vocabulary_VD.dtype))  # type: ignore[operator]
+        return logits
 
     @property
     def device(self) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from postgrad.ops.product import product
+from postgrad.ops.product import add_product, has_gradient, product
 
 CHUNK = 128
 """Tokens whose logits are in memory together: 25 MB with a vocabulary of 49152."""
@@ -71,7 +71,10 @@ class _TokenLogprobs(torch.autograd.Function):
         g_N1 = torch.zeros_like(lse_N)[:, None] if grad_logprobs_N is None else grad_logprobs_N[:, None]
         scaled_ND = h_ND / ctx.temperature
         grad_h_ND = torch.zeros_like(h_ND) if ctx.needs_input_grad[0] else None
-        grad_w_VD = torch.empty_like(w_VD) if ctx.needs_input_grad[1] else None
+        in_place = w_VD is weight_VD and has_gradient(weight_VD)
+        grad_w_VD = None
+        if ctx.needs_input_grad[1]:
+            grad_w_VD = weight_VD.grad if in_place else torch.zeros_like(w_VD)
         # As many logits at a time as in the forward pass.
         width = ctx.chunk * len(w_VD) // max(ctx.chunk, len(targets_N))
         for start in range(0, len(w_VD), width):
@@ -89,11 +92,11 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_h_ND is not None:
                 grad_h_ND += product(grad_NC, w_VD[block].T)
             if grad_w_VD is not None:
-                grad_w_VD[block] = product(grad_NC.T, scaled_ND.T)
+                add_product(grad_w_VD[block], grad_NC.T, scaled_ND.T)
         if grad_h_ND is not None:
             grad_h_ND /= ctx.temperature
         grad_hidden = None if grad_h_ND is None else grad_h_ND.to(hidden_ND.dtype)
-        grad_weight = None if grad_w_VD is None else grad_w_VD.to(weight_VD.dtype)
+        grad_weight = None if grad_w_VD is None or in_place else grad_w_VD.to(weight_VD.dtype)
         return grad_hidden, grad_weight, None, None, None
 
 

@@ -5,27 +5,110 @@ Shape suffixes: M rows, I inner size, O outer size, R rank of an adapter.
 
 from __future__ import annotations
 
+import functools
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# torch's own float32 product is MKL's, which leaves half of an AMD core idle: 206 against 472 GFLOP/s at 2048^3 on two
-# Zen 5 threads. oneDNN ships with torch too, and from two rows on a row's bits do not depend on the other rows.
-_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")  # type: ignore[no-untyped-call]
+_CPUINFO = Path("/proc/cpuinfo")
+_X86 = platform.machine() in ("x86_64", "AMD64")
+_AMD = "AuthenticAMD" in (_CPUINFO.read_text() if _CPUINFO.exists() else platform.processor())
+# torch's own float32 product is MKL's, which leaves half of an AMD core idle: 206 against oneDNN's 472 GFLOP/s at
+# 2048^3 on two Zen 5 threads, but 387 against 361 on two Sapphire Rapids cores. Both ship with torch, and from a dozen
+# rows on a row's bits do not depend on the other rows.
+_ONEDNN = _X86 and _AMD and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+PACKED_ROWS = 64
+"""Rows that packed weights are laid out for; other numbers of rows use them too."""
+_TRIED = 4096
+"""Rows of a weight that are enough to see whether the library's packed products are right."""
 
 
 def product(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Rows times transposed weight plus bias, [M, O], without a gradient of its own."""
-    if _ONEDNN and x_MI.device.type == "cpu" and x_MI.dtype == weight_OI.dtype == torch.float32 and x_MI.numel():
+    if _uses_onednn(x_MI) and weight_OI.dtype == torch.float32 and x_MI.numel():
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
         return out
     return torch.nn.functional.linear(x_MI, weight_OI, bias_O)
 
 
+def add_product(sum_MO: Tensor, x_MI: Tensor, weight_OI: Tensor) -> None:
+    """Add `product` to what is there."""
+    if _uses_onednn(x_MI):
+        sum_MO += product(x_MI, weight_OI)
+    else:
+        sum_MO.addmm_(x_MI, weight_OI.T)
+
+
+def _uses_onednn(x: Tensor) -> bool:
+    return _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+class PackedWeight:
+    """A copy of a weight in the order in which the library's inner loop reads it, for products with few rows.
+
+    The bits are those of `product`. Where the library has no such copy, the weight itself is multiplied.
+
+    Args:
+        weight_OI: to be multiplied; later changes to it are not seen.
+    """
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        self._weight_OI = weight_OI
+        self._version = weight_OI._version
+        plain = weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and weight_OI.is_contiguous()
+        self._packed = (
+            _pack(weight_OI) if plain and _packs_well(min(len(weight_OI), 4096), weight_OI.shape[1]) else None
+        )
+
+    def __call__(self, x_MI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        if self._packed is None or not x_MI.numel():
+            return product(x_MI, self._weight_OI, bias_O)
+        return _packed_product(x_MI, self._packed, self._weight_OI, bias_O)
+
+    def is_of(self, weight_OI: Tensor) -> bool:
+        """Whether it is the copy of this parameter as it is now."""
+        return self._weight_OI is weight_OI and self._version == weight_OI._version
+
+
+def _pack(weight_OI: Tensor) -> Tensor:
+    library = torch.ops.mkldnn._reorder_linear_weight if _ONEDNN else torch.ops.mkl._mkl_reorder_linear_weight
+    packed: Tensor = library(weight_OI.detach(), PACKED_ROWS)
+    return packed
+
+
+def _packed_product(x_MI: Tensor, packed: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    out: Tensor
+    if _ONEDNN:
+        out = torch.ops.mkldnn._linear_pointwise(x_MI, packed, bias_O, "none", [], "")
+    else:
+        out = torch.ops.mkl._mkl_linear(x_MI, packed, weight_OI, bias_O, len(x_MI))
+    return out
+
+
+@functools.cache
+def _packs_well(outer: int, inner: int) -> bool:
+    """Whether the library packs, and packed products of this shape are right for any number of rows: none promises."""
+    if not (_ONEDNN or (_X86 and torch.backends.mkl.is_available())):  # type: ignore[no-untyped-call]
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight_OI = torch.randn(outer, inner, generator=generator)
+    packed = _pack(weight_OI)
+    for rows in (1, 12, 33, PACKED_ROWS, 200):
+        x_MI = torch.randn(rows, inner, generator=generator)
+        found = _packed_product(x_MI, packed, weight_OI, None)
+        if not torch.allclose(found, product(x_MI, weight_OI), rtol=1e-4, atol=1e-4 * inner**0.5):
+            return False
+    return True
+
+
 class Product(torch.autograd.Function):
-    """`product` with its gradient; weights that are not trained cost no product of their own."""
+    """`product` with its gradient; weights that are not trained cost no product of their own.
+
+    Where a weight has a gradient already, this one is added to it in place, and autograd is handed none to add.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -35,11 +118,22 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x_MI, weight_OI = ctx.saved_tensors
+        grad_weight_OI = None
+        if ctx.needs_input_grad[1]:
+            if has_gradient(weight_OI):
+                add_product(weight_OI.grad, grad_MO.T, x_MI.T)
+            else:
+                grad_weight_OI = product(grad_MO.T, x_MI.T)
         return (
             product(grad_MO, weight_OI.T) if ctx.needs_input_grad[0] else None,
-            product(grad_MO.T, x_MI.T) if ctx.needs_input_grad[1] else None,
+            grad_weight_OI,
             grad_MO.sum(0) if ctx.needs_input_grad[2] else None,
         )
+
+
+def has_gradient(weight: Tensor) -> bool:
+    """Whether a parameter has a gradient to which more can be added in place."""
+    return weight.is_leaf and weight.grad is not None and weight.grad.dtype == weight.dtype
 
 
 class AdaptedProduct(torch.autograd.Function):
@@ -52,11 +146,10 @@ class AdaptedProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float
     ) -> Tensor:
-        # Factors this thin cost less time than oneDNN takes to be called, and `addmm` passes over the output once.
-        low_MR = torch.mm(x_MI, a_RI.T)
+        out_MO, low_MR = add_adapter(product(x_MI, weight_OI, bias_O), x_MI, a_RI, b_OR, scale)
         ctx.save_for_backward(x_MI, weight_OI, a_RI, b_OR, low_MR)
         ctx.scale = scale
-        return product(x_MI, weight_OI, bias_O).addmm_(low_MR, b_OR.T, alpha=scale)
+        return out_MO
 
     @staticmethod
     def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, ...]:
@@ -69,3 +162,10 @@ class AdaptedProduct(torch.autograd.Function):
         grad_a_RI = torch.mm(grad_low_MR.T, x_MI)
         grad_b_OR = torch.mm(grad_MO.T, low_MR).mul_(ctx.scale)
         return grad_x_MI, None, None, grad_a_RI, grad_b_OR, None
+
+
+def add_adapter(out_MO: Tensor, x_MI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(`out_MO` plus scale (x A^T) B^T, in place; x A^T)."""
+    # Factors this thin cost less time than oneDNN takes to be called, and `addmm` passes over the output once.
+    low_MR = torch.mm(x_MI, a_RI.T)
+    return out_MO.addmm_(low_MR, b_OR.T, alpha=scale), low_MR
