@@ -65,7 +65,7 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "group/discarded_frac": Metric(
         "share of sampled groups not trained on: without signal, or more than asked for", 0, 0.7
     ),
-    "sampler/logprob_diff_max": Metric("largest |sampler - trainer| logprob of a sampled token, nats", 0, 1e-5),
+    "sampler/logprob_diff_max": Metric("largest |sampler - trainer| logprob of a sampled token, nats", 0, 2e-4),
     "sampler/ratio_mean": Metric("mean probability ratio of trainer to sampler, truncated", 0.9, 1.1),
     "sampler/truncated_frac": Metric("share of tokens whose ratio of trainer to sampler was truncated", 0, 0.01),
     "sampler/dropped_frac": Metric("share of answers left out as sampled by another policy", 0, 0.05),

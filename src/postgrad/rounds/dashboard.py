@@ -39,7 +39,7 @@ KEYS = (
 
 NARROW, WIDE, VERY_WIDE = 54, 72, 150
 """Columns of a terminal that has room for a curve, for healthy ranges and times, and for meanings."""
-FIXED, RANGE, MEANING, LONGEST_CURVE = (3, 21, 8, 1), 13, 62, 48
+FIXED, RANGE, MEANING, LONGEST_CURVE = (3, 21, 8, 1), 14, 62, 48
 """Columns of the terminal for the mark, the name, the value and the trend; and for what comes after them."""
 MOST_WARNINGS = 2
 """Shown while the stage runs."""
