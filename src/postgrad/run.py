@@ -77,7 +77,9 @@ METRIC_KEYS: Mapping[str, Metric] = {
     },
     "optim/grad_norm": Metric("global gradient norm before clipping", 0, 100),
     "optim/learning_rate": Metric("learning rate of this step", 0, 1e-2),
-    "optim/updates_frac": Metric("share of the planned updates taken; below 1, kl_old_stop cut the step short", 0.5, 1),
+    "optim/updates_frac": Metric(
+        "share of the planned updates taken; kl_old_stop cuts a step short, kl_stop leaves it all out", 0.5, 1
+    ),
     "validation/bits_per_byte": Metric("loss on text that is never trained on, bits a byte of it", 0, 8),
     "time/tokens_per_s": Metric("tokens trained a second, optimizer included", 0),
     "time/step_s": Metric("seconds for the whole step", 0),

@@ -133,6 +133,18 @@ def test_a_python_reward_function_trains_and_the_examinations_show_it(capsys, re
     assert f"chat {directory / 'policy'}" in out.replace("\n", "")
 
 
+def test_a_run_that_its_kl_stops_has_examined_the_policy_it_kept(capsys, recipe, tmp_path):
+    overrides = ("--set", "rl.steps=2", "--set", "rl.kl_stop=1e-9", "--set", "rl.learning_rate=1e-2")
+    code, out, err = call(capsys, "run", recipe(), "--workspace", tmp_path / "w", *overrides)
+    assert (code, err) == (0, ""), err
+    learned = find_round(tmp_path / "w", "latest").record.stages[-1]
+    *updated, last = RunDirectory(find_round(tmp_path / "w", "latest").stage_directory("rl")).read_metrics()
+    assert learned.summary["stopped"].startswith("step 2: KL ")
+    assert learned.summary["steps"] == len(updated) == 1
+    assert last["optim/updates_frac"] == 0
+    assert "2/2  reward/mean" in out, "the last row is watched too"
+
+
 def test_a_run_that_was_cut_off_ends_where_an_uninterrupted_one_does(capsys, recipe, tmp_path, monkeypatch):
     path = recipe(data=TASKS, lora_rank=2)
     assert call(capsys, "run", path, "--workspace", tmp_path / "whole")[0] == 0
