@@ -112,10 +112,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content` in one step, on the disk before this returns; folders are made as needed.
 
+    Half a surrogate pair, which has no bytes in UTF-8, is written as the escape that JSON has for it.
+
     Raises:
         StoreError: the disk is full or the folder cannot be written; `path` is then as it was.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
