@@ -12,6 +12,7 @@ from postgrad.errors import DataError, StoreError, TrainingDiverged
 from postgrad.rounds.numbers import (
     format_bytes,
     format_duration,
+    format_findings,
     format_number,
     format_percent,
     format_signed,
@@ -328,6 +329,19 @@ def test_the_same_round_gives_the_same_page(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_numbers_have_about_three_digits(value: float | None, shown: str) -> None:
     assert format_number(value) == shown
+
+
+def test_findings_carry_their_intervals_and_lists_are_left_out() -> None:
+    summary = {
+        "steps": 1200, "stopped": None, "why": "-1", "bins": [1], "gain": -0.25, "gain_low": -0.5, "gain_high": None,
+        "room_low": 2,
+    }  # fmt: skip
+    assert format_findings(summary) == [
+        ("steps", "1,200"),
+        ("why", "-1"),
+        ("gain", "\u22120.2500 [\u22120.5000, \u2013]"),
+        ("room_low", "2"),
+    ]
 
 
 def test_other_quantities_have_their_units() -> None:
