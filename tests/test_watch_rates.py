@@ -93,12 +93,12 @@ def ppo(r: Random) -> Rows:
 
 
 def grpo(r: Random) -> Rows:
-    """Sixteen groups of eight answers that are right or wrong, far from the reference in the end."""
+    """Eight groups of eight answers that are right or wrong, far from the reference in the end."""
     length = r.uniform(3, 6)
     return curves(
         60,
-        reward__mean=lambda s: share(r, 0.2 + 0.006 * s, 128),
-        group__no_signal_frac=lambda s: share(r, 0.25, 16),
+        reward__mean=lambda s: share(r, 0.2 + 0.006 * s, 64),
+        group__no_signal_frac=lambda s: share(r, 0.25, 8),
         policy__entropy=lambda s: 0.4 * math.exp(-s / 80) * r.gauss(1, 0.15),
         policy__kl_ref=lambda s: kl(r, 0.1 * (s - 1)),
         policy__clip_frac=lambda s: r.uniform(0, 0.1),

@@ -25,7 +25,7 @@ Row = Mapping[str, float]
 WINDOW = 400
 """Rows that the rules look back on."""
 REARM = 10
-SURE = 3.0
+SURE = 4.0
 """Standard errors beyond which a difference is not put down to chance."""
 PATIENCE = 3
 """Rows in a row outside the healthy range before it is a warning: one may be chance."""
@@ -360,7 +360,7 @@ def _loss_rising(rows: Sequence[Row]) -> str | None:
         return None
     smooth = [median(losses[i : i + 5]) for i in range(len(losses) - 4)]  # one odd batch is no rise
     low = min(smooth)
-    by_luck = (1 + SURE) * _noise(losses)  # the lowest of many is low by one deviation as it is
+    by_luck = SURE * _noise(losses)  # of one step, not of a median: the lowest of many is low as it is
     if low <= 0 or smooth[-1] - low <= max(LOSS_RISE * low, by_luck):
         return None
     return (
