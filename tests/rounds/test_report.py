@@ -339,7 +339,7 @@ def test_findings_carry_their_intervals_and_lists_are_left_out() -> None:
     assert format_findings(summary) == [
         ("steps", "1,200"),
         ("why", "-1"),
-        ("gain", "\u22120.2500 [\u22120.5000, \u2013]"),
+        ("gain", "\u22120.2500 [\u22120.5000,\u00a0\u2013]"),
         ("room_low", "2"),
     ]
 

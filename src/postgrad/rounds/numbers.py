@@ -53,7 +53,8 @@ def format_findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for key, value in summary.items():
         if isinstance(value, int | float | str) and key not in of_intervals:
-            interval = f" [{', '.join(_finding(summary[end]) for end in ends[key])}]" if key in ends else ""
+            low_high = ",\u00a0".join(_finding(summary[end]) for end in ends.get(key, ()))
+            interval = f" [{low_high}]" if low_high else ""
             found.append((key, _finding(value) + interval))
     return found
 
