@@ -269,13 +269,13 @@ def _entropy_collapse(rows: Sequence[Row]) -> str | None:
 
 
 def _kl_runaway(rows: Sequence[Row]) -> str | None:
-    _, values = _points(rows, "policy/kl_ref", FALL_STEPS)
+    _, values = _points(rows, "policy/kl_ref", 2 * KL_STEPS + 2)
     pairs = [fmean(pair) for pair in pairwise(values)]
     if len(pairs) <= 2 * KL_STEPS:
         return None
     first, middle, last = pairs[-2 * KL_STEPS - 1], pairs[-KL_STEPS - 1], pairs[-1]
     rise = last - middle
-    if last < max(KL_FLOOR, *pairs) or rise < max(KL_RISE, SURE * _noise(values), 2 * (middle - first)):
+    if last < max(KL_FLOOR, *pairs) or rise < max(KL_RISE, 2 * (middle - first)):
         return None
     return (
         f"KL from the reference rose by {rise:.1f} nats an answer in {KL_STEPS} steps, to {last:.1f}, at least "
