@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_round import call, files_below, make_rows, write_recipe
 
+from postgrad.recipes import recipe_path
 from postgrad.run import WorkspaceLock
 
 Capture = pytest.CaptureFixture[str]
@@ -50,6 +51,12 @@ def changed(number: int, **values: Any) -> Callable[[Rows], None]:
         rows[number] = {key: v for key, v in (rows[number] | values).items() if v is not None}
 
     return change
+
+
+def test_the_packaged_recipes_are_listed(capsys: Capture) -> None:
+    text = " ".join(call(capsys, "run", "--help")[1].replace("│", " ").split())
+    shipped = sorted(path.stem for path in recipe_path("quickstart").parent.glob("*.toml"))
+    assert sorted(text.split("a packaged recipe: ")[1].split(".")[0].split(", ")) == shipped
 
 
 @pytest.mark.parametrize("command", COMMANDS)

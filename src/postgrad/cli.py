@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postgrad.errors import PostgradError
+from postgrad.recipes import recipe_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +58,7 @@ def quickstart(
 def run(
     recipe: Annotated[
         str,
-        typer.Argument(
-            help="A TOML file, or a packaged recipe: quickstart, grpo-lora, pretrain-10m, pretrain-tiny, reasoning."
-        ),
+        typer.Argument(help=f"A TOML file, or a packaged recipe: {', '.join(recipe_names())}."),
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,

@@ -2,6 +2,10 @@
 
 The rules are pure functions of the latest rows, so a run that was killed and resumed gives the warnings of one that
 was not. A warning is given once; its rule is armed again after `REARM` steps on which it found nothing.
+
+One step's batch is small and its metrics are noisy, so a rule that compares two stretches of a curve asks for a
+difference of `SURE` standard errors, and a rule that finds no change asks that a change worth having be ruled out as
+clearly. tests/test_watch_rates.py holds how often that is wrong.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
 from statistics import correlation, fmean, median, stdev
 from typing import NamedTuple
 
@@ -17,9 +22,11 @@ from postgrad.run import METRIC_KEYS, RunDirectory, tail_metrics
 
 Row = Mapping[str, float]
 
-WINDOW = 40
+WINDOW = 400
 """Rows that the rules look back on."""
 REARM = 10
+SURE = 4.0
+"""Standard errors beyond which a difference is not put down to chance."""
 PATIENCE = 3
 """Rows in a row outside the healthy range before it is a warning: one may be chance."""
 FALL_STEPS, ENTROPY_FALL = 20, 0.6
@@ -29,8 +36,9 @@ LONGER, TOGETHER = 1.3, 0.7
 SHARE_RISE = 0.25
 SPIKE, SPIKE_ROWS = 10.0, 8
 BLIND_STEPS = 10
-COIN_TOSS_STEPS, COIN_TOSS_SLACK, COIN_TOSS_ACCURACY = 15, 0.01, 0.55
-LOSS_STEPS, LOSS_RISE, LOSS_FALL = 10, 1.25, 0.95
+COIN_TOSS_STEPS, COIN_TOSS_LOSS, COIN_TOSS_ACCURACY = 15, 0.65, 0.6
+LOSS_STEPS, LOSS_WINDOW, LOSS_RISE = 10, 40, 0.25
+FLAT_STEPS, FLAT_FALL = 60, 0.015
 STALL_STEPS, STALL_KL = 30, 0.1
 UNSCORED_STEPS = 2
 
@@ -90,8 +98,8 @@ ADVICE: Mapping[str, str] = {
     "rollout/completion_tokens": "raise rl.kl_coef or lower rl.learning_rate: silence seems to be rewarded",
     "group/no_signal_frac": "take prompts that are neither always nor never solved, or raise rl.group_size",
     "sampler/logprob_diff_max": (
-        "on a CPU in float32 this is a defect, since engine and trainer share their modules; elsewhere correct for it "
-        "with importance weights before trusting the policy gradient"
+        "on a CPU in float32 this is a defect, since engine and trainer share their modules and rounding alone stays "
+        "below 1e-4; elsewhere correct for it with importance weights before trusting the policy gradient"
     ),
     "optim/grad_norm": "lower the learning rate; gradients are clipped, but their direction is one batch's",
 }
@@ -215,13 +223,18 @@ def show(key: str, value: float) -> str:
 
 def _points(rows: Sequence[Row], key: str, num: int) -> tuple[list[int], list[float]]:
     """Steps and values of the last `num` rows that have the metric."""
-    held = [(int(row["step"]), row[key]) for row in rows if key in row][-num:]
+    held = list(islice(((int(row["step"]), row[key]) for row in reversed(rows) if key in row), num))[::-1]
     return [step for step, _ in held], [value for _, value in held]
 
 
-def _ends(values: Sequence[float], num: int = 3) -> tuple[float, float]:
-    """Means of the first and the last few values."""
-    return fmean(values[:num]), fmean(values[-num:])
+def _noise(values: Sequence[float]) -> float:
+    """Standard deviation of one value about a slow trend, from successive differences (von Neumann et al. 1941)."""
+    return math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(values)) / 2)
+
+
+def _ends(values: Sequence[float], num: int) -> tuple[float, float, float]:
+    """Means of the first and the last `num` values, and `SURE` standard errors of their difference."""
+    return fmean(values[:num]), fmean(values[-num:]), SURE * _noise(values) * math.sqrt(2 / num)
 
 
 def _outside(key: str) -> Callable[[Sequence[Row]], str | None]:
@@ -256,12 +269,13 @@ def _entropy_collapse(rows: Sequence[Row]) -> str | None:
 
 
 def _kl_runaway(rows: Sequence[Row]) -> str | None:
-    _, values = _points(rows, "policy/kl_ref", 2 * KL_STEPS + 1)
-    if len(values) <= 2 * KL_STEPS:
+    _, values = _points(rows, "policy/kl_ref", 2 * KL_STEPS + 2)
+    pairs = [fmean(pair) for pair in pairwise(values)]
+    if len(pairs) <= 2 * KL_STEPS:
         return None
-    first, middle, last = values[0], values[KL_STEPS], values[-1]
+    first, middle, last = pairs[-2 * KL_STEPS - 1], pairs[-KL_STEPS - 1], pairs[-1]
     rise = last - middle
-    if last < max(KL_FLOOR, *values) or rise < KL_RISE or rise < 2 * max(middle - first, 0.0):
+    if last < max(KL_FLOOR, *pairs) or rise < max(KL_RISE, 2 * (middle - first)):
         return None
     return (
         f"KL from the reference rose by {rise:.1f} nats an answer in {KL_STEPS} steps, to {last:.1f}, at least "
@@ -276,7 +290,7 @@ def _verbosity(rows: Sequence[Row]) -> str | None:
     _, rewards = _points(both, "reward/mean", FALL_STEPS)
     if len(lengths) < FALL_STEPS // 2 or min(stdev(lengths), stdev(rewards)) == 0:
         return None
-    (before, after), (low, high) = _ends(lengths), _ends(rewards)
+    (before, after, _), (low, high, _) = _ends(lengths, 3), _ends(rewards, 3)
     together = correlation(lengths, rewards)
     if after < LONGER * before or high <= low or together < TOGETHER:
         return None
@@ -291,8 +305,8 @@ def _rising(key: str, meaning: str) -> Callable[[Sequence[Row]], str | None]:
         steps, values = _points(rows, key, FALL_STEPS)
         if len(values) < FALL_STEPS // 2:
             return None
-        before, after = _ends(values)
-        if after - before < SHARE_RISE:
+        before, after, chance = _ends(values, FALL_STEPS // 3)
+        if after - before < max(SHARE_RISE, chance):
             return None
         return f"{TITLES[key]} rose from {before:.0%} to {after:.0%} in {steps[-1] - steps[0]} steps: {meaning}"
 
@@ -311,22 +325,28 @@ def _spike(rows: Sequence[Row]) -> str | None:
 
 
 def _blind_critic(rows: Sequence[Row]) -> str | None:
+    """A fresh critic starts far below zero, and is well as long as it comes up."""
     _, values = _points(rows, "value/explained_variance", BLIND_STEPS)
     if len(values) < BLIND_STEPS or max(values) >= 0:
         return None
+    before, after, chance = _ends(values, BLIND_STEPS // 2)
+    if after - before > chance or after + chance / math.sqrt(2) > 0:
+        return None
     return (
-        f"explained variance was negative for {BLIND_STEPS} steps, now {values[-1]:.2f}: the critic is worse than "
-        "predicting the mean, so its advantages add noise"
+        f"explained variance was negative for {BLIND_STEPS} steps, now {values[-1]:.2f}, and does not rise: the critic "
+        "is worse than predicting the mean, so its advantages add noise"
     )
 
 
 def _coin_toss(rows: Sequence[Row]) -> str | None:
-    steps, losses = _points(rows, "loss/bradley_terry", 10)
-    _, accuracies = _points(rows, "reward/accuracy", 10)
-    if steps[-1] < COIN_TOSS_STEPS or len(losses) < 10 or not accuracies:
+    steps, losses = _points(rows, "loss/bradley_terry", FALL_STEPS)
+    _, accuracies = _points(rows, "reward/accuracy", FALL_STEPS)
+    if steps[-1] < COIN_TOSS_STEPS or min(len(losses), len(accuracies)) < FALL_STEPS // 2:
         return None
     loss, accuracy = fmean(losses), fmean(accuracies)
-    if loss < math.log(2) - COIN_TOSS_SLACK or accuracy >= COIN_TOSS_ACCURACY:
+    before, after, chance = _ends(accuracies, len(accuracies) // 2)
+    lowest = loss - SURE * _noise(losses) / math.sqrt(len(losses))
+    if after - before > chance or accuracy + chance / 2 > COIN_TOSS_ACCURACY or lowest < COIN_TOSS_LOSS:
         return None
     return (
         f"after {steps[-1]} steps the reward model's loss is {loss:.3f}, that of a coin toss (ln 2 = 0.693), and it is "
@@ -335,12 +355,13 @@ def _coin_toss(rows: Sequence[Row]) -> str | None:
 
 
 def _loss_rising(rows: Sequence[Row]) -> str | None:
-    _, losses = _points(rows, "loss/nll", WINDOW)
+    _, losses = _points(rows, "loss/nll", LOSS_WINDOW)
     if len(losses) < LOSS_STEPS:
         return None
     smooth = [median(losses[i : i + 5]) for i in range(len(losses) - 4)]  # one odd batch is no rise
     low = min(smooth)
-    if smooth[-1] <= LOSS_RISE * low or low <= 0:
+    by_luck = SURE * _noise(losses)  # of one step, not of a median: the lowest of many is low as it is
+    if low <= 0 or smooth[-1] - low <= max(LOSS_RISE * low, by_luck):
         return None
     return (
         f"loss rose by {smooth[-1] / low - 1:.0%}, from its low of {low:.2f} to {smooth[-1]:.2f} nats a "
@@ -349,16 +370,22 @@ def _loss_rising(rows: Sequence[Row]) -> str | None:
 
 
 def _loss_high(rows: Sequence[Row]) -> str | None:
-    """A fresh model starts at the logarithm of its vocabulary, and is well as long as it comes down."""
-    steps, losses = _points(rows, "loss/nll", LOSS_STEPS)
-    if len(losses) < LOSS_STEPS or min(losses) <= METRIC_KEYS["loss/nll"].high:
+    """A fresh model starts at the logarithm of its vocabulary, and is well as long as it comes down.
+
+    It comes down ever more slowly, so it is judged by the later half of its steps, once its rate has stopped climbing;
+    a run of so many steps that `WINDOW` does not hold that half has long come down, or was warned of.
+    """
+    step = int(rows[-1]["step"])
+    _, rates = _points(rows, "optim/learning_rate", 2)
+    if not FLAT_STEPS <= step <= 2 * WINDOW or (rates and rates[-1] > rates[0]):
         return None
-    before, after = _ends(losses)
-    if after < LOSS_FALL * before:
+    steps, losses = _points(rows, "loss/nll", step // 2)
+    before, after, chance = _ends(losses, len(losses) // 2)
+    if after <= METRIC_KEYS["loss/nll"].high or before - after + chance > FLAT_FALL * before:
         return None
     return (
-        f"after {steps[-1]} steps the loss is {after:.2f} nats a token, above the healthy "
-        f"{METRIC_KEYS['loss/nll'].high:g}, and does not fall: the model finds the text all but random"
+        f"from step {steps[0]} to {step} the loss went from {before:.2f} to {after:.2f} nats a token; it is above the "
+        f"healthy {METRIC_KEYS['loss/nll'].high:g} and does not fall: the model finds the text all but random"
     )
 
 
@@ -367,10 +394,8 @@ def _stalled(rows: Sequence[Row]) -> str | None:
     _, kls = _points(rows, "policy/kl_ref", STALL_STEPS)
     if len(rewards) < STALL_STEPS or len(kls) < STALL_STEPS or max(abs(kl) for kl in kls) > STALL_KL:
         return None
-    third = STALL_STEPS // 3
-    before, after = _ends(rewards, third)
-    noise = math.sqrt((stdev(rewards[:third]) ** 2 + stdev(rewards[-third:]) ** 2) / third)
-    if abs(after - before) > 2 * noise:
+    before, after, chance = _ends(rewards, STALL_STEPS // 3)
+    if abs(after - before) > chance:
         return None
     return (
         f"in {STALL_STEPS} steps the reward went from {before:.3g} to {after:.3g}, within its noise, and the policy is "

@@ -74,7 +74,14 @@ def test_a_policy_too_far_from_its_reference_ends_the_run_before_the_update(tiny
     assert stopped.startswith("step 1: KL ")
     assert stopped.endswith("nats an answer exceeds kl_stop 0.5")
     assert trainer.version == 0
-    assert run.read_metrics() == []
+    (row,) = run.read_metrics()
+    assert row["policy/kl_ref"] > 0.5
+    assert row["optim/updates_frac"] == 0
+    assert row["rollout/sampled_tokens"] == sum(
+        len(turn["token_ids"]) for record in run.read_trajectories(1) for turn in record["turns"]
+    )
+    assert {"reward/mean", "time/prepare_s"} <= row.keys()
+    assert not {"loss/policy", "optim/grad_norm", "time/update_s"} & row.keys()
 
 
 # The update ends early.

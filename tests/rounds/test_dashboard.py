@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from postgrad.rounds.dashboard import BLOCKS, healthy_range, metrics_table
+from postgrad.rounds.dashboard import BLOCKS, as_line, healthy_range, metrics_table
 from postgrad.rounds.summary import Bars
 from postgrad.run import RunDirectory
 
@@ -55,8 +55,8 @@ def train(run: RunDirectory, report: object, steps: int, *, total: int, **values
 def test_a_metric_shows_its_value_its_trend_its_course_and_its_healthy_range() -> None:
     lines = lines_of([row(step) for step in range(1, 9)], 80)
     assert lines[0] == "     Reward                    0.800  ↗  ▁▂▃▄▅▆▇█"
-    assert lines[1] == "     KL from the reference      1.60  ↗  ▁▂▃▄▅▆▇█                  -1 to 10"
-    assert lines[4] == "     Truncated answers         40.0%  →  ▁▁▁▁▁▁▁▁                  at most 50%"
+    assert lines[1] == "     KL from the reference      1.60  ↗  ▁▂▃▄▅▆▇█                 -1 to 10"
+    assert lines[4] == "     Truncated answers         40.0%  →  ▁▁▁▁▁▁▁▁                 at most 50%"
     assert not any("time/" in line or "kl_old" in line for line in lines)
 
 
@@ -66,9 +66,15 @@ def test_what_is_unhealthy_is_marked_and_shown_even_where_it_is_seldom_looked_at
     assert [line.split()[1] for line in lines if line.startswith("  !")] == ["Truncated", "KL"]
     assert lines_of(rows, 80, most=3) == [
         "     Reward                    0.300  ↗  ▁▄█",
-        "  !  Truncated answers         60.0%  →  ▁▁▁                       at most 50%",
-        "  !  KL of one update          0.200  →  ▁▁▁                       at most 0.05",
+        "  !  Truncated answers         60.0%  →  ▁▁▁                      at most 50%",
+        "  !  KL of one update          0.200  →  ▁▁▁                      at most 0.05",
     ]
+
+
+def test_a_fresh_model_is_not_marked_for_a_loss_that_has_yet_to_fall() -> None:
+    (line,) = lines_of([{"step": 1, "loss/nll": 8.3}], 80)
+    assert line.startswith("     Loss ")
+    assert as_line([{"step": 1, "loss/nll": 8.3, "policy/clip_frac": 0.9}]) == "loss/nll 8.30  policy/clip_frac 90.0%!"
 
 
 @pytest.mark.parametrize("width", [40, 53, 54, 60, 71, 72, 80, 149, 150, 200])

@@ -157,6 +157,10 @@ def test_the_list_of_rounds_and_the_report_show_it(workspace: Path, capsys: Capt
     html = Path(out.strip()).read_text(encoding="utf-8")
     for shown in ("Bits per byte", "Validation loss", "The likeliest outcome", "All outcomes", "all stages of method"):
         assert shown in html, shown
+    summary = find_round(workspace, "latest").find("evaluate").summary  # type: ignore[union-attr]
+    interval = "{bits_per_byte:.4f} [{bits_per_byte_low:.4f},\u00a0{bits_per_byte_high:.4f}]".format_map(summary)
+    assert f'<td>Bits per byte</td><td class="n">{interval}</td>' in html
+    assert html.count("Bits per byte") == 1
     assert html.count("<svg") == 6
     assert html.count('<article class="card sample">') == 2
     assert "<script" not in html

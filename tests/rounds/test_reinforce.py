@@ -133,6 +133,35 @@ def test_a_python_reward_function_trains_and_the_examinations_show_it(capsys, re
     assert f"chat {directory / 'policy'}" in out.replace("\n", "")
 
 
+def test_the_dapo_recipe_clips_higher_samples_anew_and_punishes_length(capsys, tiny_model_directory, tmp_path):
+    small = {
+        "model": f'{{name="{tiny_model_directory}", lora_rank=4}}',
+        "data.tasks": '[{name="chain_sum", num_train=40, num_heldout=6, shots=1}]',
+        "rl.steps": 2, "rl.prompts_per_step": 2, "rl.group_size": 3, "eval.every": 2,
+    }  # fmt: skip
+    overrides = [argument for key, value in small.items() for argument in ("--set", f"{key}={value}")]
+    code, _, err = call(capsys, "run", "dapo", "--workspace", tmp_path / "w", *overrides)
+    assert (code, err) == (0, ""), err
+    directory = find_round(tmp_path / "w", "latest").stage_directory("rl")
+    algorithm = json.loads((directory / "config.json").read_text())
+    chosen = {"reduction": "token", "clip_eps": 0.2, "clip_eps_high": 0.28, "overlong_share": 0.2, "kl_coef": 0.0}
+    assert chosen.items() <= algorithm.items()
+    # No answer of an untrained model is right, so every attempt is used up.
+    assert [row["rollout/attempts"] for row in RunDirectory(directory).read_metrics()] == [3, 3]
+
+
+def test_a_run_that_its_kl_stops_has_examined_the_policy_it_kept(capsys, recipe, tmp_path):
+    overrides = ("--set", "rl.steps=2", "--set", "rl.kl_stop=1e-9", "--set", "rl.learning_rate=1e-2")
+    code, out, err = call(capsys, "run", recipe(), "--workspace", tmp_path / "w", *overrides)
+    assert (code, err) == (0, ""), err
+    learned = find_round(tmp_path / "w", "latest").record.stages[-1]
+    *updated, last = RunDirectory(find_round(tmp_path / "w", "latest").stage_directory("rl")).read_metrics()
+    assert learned.summary["stopped"].startswith("step 2: KL ")
+    assert learned.summary["steps"] == len(updated) == 1
+    assert last["optim/updates_frac"] == 0
+    assert "2/2  reward/mean" in out, "the last row is watched too"
+
+
 def test_a_run_that_was_cut_off_ends_where_an_uninterrupted_one_does(capsys, recipe, tmp_path, monkeypatch):
     path = recipe(data=TASKS, lora_rank=2)
     assert call(capsys, "run", path, "--workspace", tmp_path / "whole")[0] == 0

@@ -12,6 +12,7 @@ from postgrad.errors import DataError, StoreError, TrainingDiverged
 from postgrad.rounds.numbers import (
     format_bytes,
     format_duration,
+    format_findings,
     format_number,
     format_percent,
     format_signed,
@@ -171,8 +172,9 @@ def test_the_warnings_of_every_stage_are_listed_with_what_to_turn(tmp_path: Path
     assert "sft step 43 Loss Loss rose by" in text
     assert text.count("sft step") == 1
     assert (
-        "reward step 41 Sampler minus trainer Sampler minus trainer at 1, above the healthy 1e-05 (largest |sampler - "
-        "trainer| logprob of a sampled token, nats). On a CPU in float32 this is a defect"
+        "reward step 41 Sampler minus trainer Sampler minus trainer at 1, above the healthy 0.0002 (largest |sampler "
+        "- trainer| logprob of a sampled token, nats). On a CPU in float32 this is a defect, since engine and trainer "
+        "share their modules and rounding alone stays below 1e-4"
     ) in text
     assert {"href": "#warnings"} in [attrs for tag, attrs in page.tags if tag == "a"]
 
@@ -327,6 +329,19 @@ def test_the_same_round_gives_the_same_page(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_numbers_have_about_three_digits(value: float | None, shown: str) -> None:
     assert format_number(value) == shown
+
+
+def test_findings_carry_their_intervals_and_lists_are_left_out() -> None:
+    summary = {
+        "steps": 1200, "stopped": None, "why": "-1", "bins": [1], "gain": -0.25, "gain_low": -0.5, "gain_high": None,
+        "room_low": 2,
+    }  # fmt: skip
+    assert format_findings(summary) == [
+        ("steps", "1,200"),
+        ("why", "-1"),
+        ("gain", "\u22120.2500 [\u22120.5000,\u00a0\u2013]"),
+        ("room_low", "2"),
+    ]
 
 
 def test_other_quantities_have_their_units() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,20 @@ def test_nothing_that_was_written_by_others_acts_on_the_terminal(manifest: Manif
     assert text.count("[red]no markup[/red] \\x1b[2J\\x1b]0;owned\\x07 \\x9b31m \\r\\u202egnp.exe\\u2028\\ud83d") == 9
     assert text.count(":smile:") == 9
     text.encode("utf-8")
+
+
+def test_half_a_surrogate_pair_is_saved_read_and_shown(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    score = Score("judge", None, explanation="raised: bad byte \udcff")
+    half = replace(trajectory("q1/\ud800", "Wet \ud800, Grüße.", 0.5), scores=(score,), error="at \udfff")
+    question = Example("q1", Conversation((Message("user", "What is \ud83d?"),)))
+    RunDirectory(manifest.stage_directory("rl")).save_groups(8, [Group(question, (half,))])
+    (record,) = load_samples(manifest, stage=None, step=8).records
+    assert record["turns"][0]["text"] == "Wet \ud800, Grüße."
+    assert record["scores"][0]["explanation"] == score.explanation
+    assert (record["id"], record["error"], record["prompt"]) == (half.id, half.error, "What is \ud83d?")
+    workspace = manifest.directory.parent.parent
+    assert "Wet \\ud800, Grüße." in call(capsys, "samples", "--workspace", workspace)[1]
+    assert json.loads(call(capsys, "samples", "--workspace", workspace, "--json")[1]) == record
 
 
 def test_inert_text_keeps_what_people_write() -> None:

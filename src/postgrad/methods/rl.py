@@ -42,6 +42,8 @@ async def train_rl(
 ) -> str | None:
     """Optimise the policy against the graders; returns why it stopped early, or None.
 
+    The row of a step that `kl_stop` ended is the last one, with what was sampled and none of its updates taken.
+
     Invariant: at the top of every step the engine holds exactly the trainer's weights; `before_step` is told there how
     many steps are done.
 
@@ -72,6 +74,8 @@ async def train_rl(
                 batch, credit = algorithm.prepare(make_batch(chosen), trainer, reference)
             metrics |= credit
             if credit["policy/kl_ref"] > cfg.kl_stop:
+                run.write_metrics(step + 1, metrics | {"optim/updates_frac": 0.0})
+                progress(step + 1, cfg.steps)
                 return (
                     f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}"
                 )

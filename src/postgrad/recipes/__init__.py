@@ -28,6 +28,12 @@ def books_data_path() -> Path:
     return Path(str(files(__name__).joinpath("data", "books.jsonl.gz")))
 
 
+def recipe_names() -> list[str]:
+    """Every packaged recipe, the quickstart first."""
+    names = [path.name.removesuffix(".toml") for path in files(__name__).iterdir() if path.name.endswith(".toml")]
+    return sorted(names, key=lambda name: (name != "quickstart", name))
+
+
 def recipe_path(name: str) -> Path:
     """A packaged recipe by its name, else the path that was given."""
     packaged = Path(str(files(__name__).joinpath(f"{name}.toml")))

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from postgrad.rounds.numbers import format_number, format_percent
 from postgrad.run import METRIC_KEYS, RunDirectory
-from postgrad.watch import BETTER, TITLES, Row, RunWarning, RunWatch, healthy, is_share, show
+from postgrad.watch import BETTER, OWN_RULE, TITLES, Row, RunWarning, RunWatch, healthy, is_share, show
 
 KEYS = (
     "loss/nll", "loss/bradley_terry", "reward/accuracy", "reward/mean", "policy/kl_ref", "policy/entropy",
@@ -39,7 +39,7 @@ KEYS = (
 
 NARROW, WIDE, VERY_WIDE = 54, 72, 150
 """Columns of a terminal that has room for a curve, for healthy ranges and times, and for meanings."""
-FIXED, RANGE, MEANING, LONGEST_CURVE = (3, 21, 8, 1), 13, 62, 48
+FIXED, RANGE, MEANING, LONGEST_CURVE = (3, 21, 8, 1), 14, 62, 48
 """Columns of the terminal for the mark, the name, the value and the trend; and for what comes after them."""
 MOST_WARNINGS = 2
 """Shown while the stage runs."""
@@ -162,7 +162,7 @@ def metrics_table(rows: Sequence[Row], *, width: int, most: int, ascii_only: boo
         table.add_column(no_wrap=True)
     for key in _chosen(rows, most):
         values = [row[key] for row in rows if key in row]
-        bad = not healthy(key, values[-1])
+        bad = _outside(key, values[-1])
         cells = [
             Text("  !" if bad else "", style="bold red"),
             Text(TITLES.get(key, key)),
@@ -192,7 +192,7 @@ def as_line(rows: Sequence[Row]) -> str:
     """The last row in one line, by the metrics' keys; an exclamation mark where one is outside its healthy range."""
     last = rows[-1]
     keys = [key for key in _chosen(rows, LINE_METRICS) if key in last]
-    shown = (f"{key} {_value(key, last[key])}{'' if healthy(key, last[key]) else '!'}" for key in keys)
+    shown = (f"{key} {_value(key, last[key])}{'!' if _outside(key, last[key]) else ''}" for key in keys)
     return "  ".join(shown).replace("\u2212", "-")
 
 
@@ -211,10 +211,15 @@ def _chosen(rows: Sequence[Row], most: int) -> list[str]:
     for row in rows:
         last.update(row)
     del last["step"]
-    bad = [key for key, value in last.items() if not healthy(key, value)]
+    bad = [key for key, value in last.items() if _outside(key, value)]
     keys = [key for key in KEYS if key in last] + [key for key in bad if key not in KEYS]
     kept = set(sorted(keys, key=lambda key: key not in bad)[:most])
     return [key for key in keys if key in kept]
+
+
+def _outside(key: str, value: float) -> bool:
+    """Whether to mark it; a fresh model's loss and a fresh critic are outside at first, and warned of if that lasts."""
+    return key not in OWN_RULE and not healthy(key, value)
 
 
 def _value(key: str, value: float) -> str:
@@ -239,7 +244,7 @@ def _curve(key: str, values: Sequence[float], width: int) -> Text:
     text = Text()
     for value in values:
         level = 0 if high == low else round((value - low) / (high - low) * (len(BLOCKS) - 1))
-        text.append(BLOCKS[level], style="cyan" if healthy(key, value) else "red")
+        text.append(BLOCKS[level], style="red" if _outside(key, value) else "cyan")
     return text.append(" " * (width - len(values)))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def format_number(value: float | None) -> str:
     """About three significant digits: 12,345, 345, 34.5, 3.45, 0.345, 9.5e-07; an en dash where there is none."""
@@ -38,6 +41,28 @@ def format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(key, value) of every number and word in a stage's summary: 2.1175 [2.0590, 2.1705] where it has an interval.
+
+    The ends of `key`'s interval are `key`_low and `key`_high; lists are left out.
+    """
+    ends = {key: (f"{key}_low", f"{key}_high") for key in summary if {f"{key}_low", f"{key}_high"} <= summary.keys()}
+    of_intervals = {end for pair in ends.values() for end in pair}
+    found = []
+    for key, value in summary.items():
+        if isinstance(value, int | float | str) and key not in of_intervals:
+            low_high = ",\u00a0".join(_finding(summary[end]) for end in ends.get(key, ()))
+            interval = f" [{low_high}]" if low_high else ""
+            found.append((key, _finding(value) + interval))
+    return found
+
+
+def _finding(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "\u2013"
+    return (f"{value:.4f}" if isinstance(value, float) else f"{value:,}").replace("-", "\u2212")
 
 
 def format_bytes(value: float) -> str:

@@ -127,6 +127,7 @@ def _text_stage(run: _Run, stage: Stage) -> None:
 def _tokenizer_stage(run: _Run, stage: Stage) -> None:
     """Learned from the training part alone; then both parts as streams of tokens."""
     texts = run.texts()
+    run.bar("learning the tokens")
     tokenizer = train_tokenizer((d.text for d in texts["train"]), run.recipe.tokenizer.vocab_size)
     eos = int(tokenizer.eos_token_id)
     progress = run.bar("encoding")

@@ -199,7 +199,7 @@ def _rl_stage(run: _Run, stage: Stage) -> None:
         )
     )
     rows = directory.read_metrics()
-    steps = len(rows)
+    steps = len(rows) - (stopped is not None)
     asyncio.run(exam.sit(steps))
     save_policy(model, stage.directory / "policy", tokenizer_from=run.initial)
     forget_checkpoints(directory)

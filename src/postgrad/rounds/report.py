@@ -22,6 +22,7 @@ from postgrad.rounds.numbers import (
     format_bytes,
     format_count,
     format_duration,
+    format_findings,
     format_number,
     format_percent,
     format_signed,
@@ -115,12 +116,7 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
     samples = [manifest.stage_directory(stage.name) / "samples.jsonl" for stage in done]
     return _common_view(manifest) | {
         "headline": headline,
-        "findings": [
-            (stage.name, key, value)
-            for stage in done
-            for key, value in stage.summary.items()
-            if isinstance(value, int | float | str)
-        ],
+        "findings": [(stage.name, format_findings(stage.summary)) for stage in done],
         "charts": [chart for name in manifest.stages if name in _CHARTS for chart in _charts(manifest, name)],
         "reliability": reliability,
         "samples": [
@@ -341,7 +337,8 @@ def _printable(text: str) -> str:
 
 def _title(name: str) -> str:
     """A key as a heading: `reference_f1` is Reference F1, `truncated_frac` is Truncated share."""
-    words = [{"kl": "KL", "f1": "F1", "frac": "share"}.get(word, word) for word in name.split("_")]
+    known = {"kl": "KL", "f1": "F1", "frac": "share", "ece": "calibration error"}
+    words = [known.get(word, word) for word in name.split("_")]
     return words[0][:1].upper() + " ".join(words)[1:]
 
 

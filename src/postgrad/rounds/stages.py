@@ -246,7 +246,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
     kl = [row["policy/kl_ref"] for row in rows if "policy/kl_ref" in row]
     stage.summary = {
-        "steps": len(rows),
+        "steps": len(rows) - (stopped is not None),
         "reward_first": rewards[0] if rewards else None,
         "reward_last": rewards[-1] if rewards else None,
         "kl_last": kl[-1] if kl else None,

@@ -13,6 +13,7 @@ from rich.table import Table
 from postgrad.methods.sft import Progress as Report
 from postgrad.rounds.dashboard import Dashboard, Lines, progress_bar, watch_stage
 from postgrad.rounds.manifest import Manifest
+from postgrad.rounds.numbers import format_findings
 from postgrad.run import RunDirectory
 
 
@@ -97,15 +98,13 @@ def _stages(manifest: Manifest) -> Table:
 
 
 def _findings(manifest: Manifest) -> Table:
-    """Every number and word that a stage's summary holds; lists are for the report."""
+    """What `format_findings` says of every stage."""
     table = Table(title="what the stages found", title_justify="left")
     for name, justify in (("stage", "left"), ("quantity", "left"), ("value", "right")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for stage in manifest.record.stages:
-        rows = [(key, value) for key, value in stage.summary.items() if isinstance(value, int | float | str)]
-        for number, (key, value) in enumerate(rows):
-            shown = f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-            table.add_row("" if number else stage.name, key.replace("_", " "), shown)
+        for number, (key, value) in enumerate(format_findings(stage.summary)):
+            table.add_row("" if number else stage.name, key.replace("_", " "), value)
         table.add_section()
     return table
 
