@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from postgrad.ops.product import product
+from postgrad.ops.logprobs import Unembedding
 from postgrad.types import SamplingParams
 
 BLOCK = 256
@@ -18,7 +18,7 @@ BLOCK = 256
 
 
 def next_tokens(
-    states_BD: Tensor, vocabulary_VD: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+    states_BD: Tensor, unembedding: Unembedding, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> tuple[list[int], list[float]]:
     """Invert each row's cumulative distribution at its uniform number.
 
@@ -27,7 +27,7 @@ def next_tokens(
     """
     device = states_BD.device
     temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=device)
-    weights_BV = product((states_BD / temperatures[:, None]).to(vocabulary_VD.dtype), vocabulary_VD).float()
+    weights_BV = unembedding.logits(states_BD, temperatures[:, None])
     if padding := -weights_BV.shape[1] % BLOCK:
         weights_BV = torch.nn.functional.pad(weights_BV, (0, padding), value=-torch.inf)
     greedy = torch.tensor([p.temperature == 0 for p in params], device=device)

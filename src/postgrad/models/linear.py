@@ -43,5 +43,5 @@ def use_fast_products(lm: nn.Module) -> None:
     for module in lm.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
-        elif type(module) is lora.Linear:
+        elif type(module) is lora.Linear and isinstance(module.base_layer, nn.Linear):
             module.__class__ = LoraLinear
