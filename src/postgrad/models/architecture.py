@@ -48,10 +48,9 @@ def unembedding_of(lm: Any) -> Unembedding:
 def probe(lm: Any) -> torch.Tensor:
     """Three sequences to try a model with, [3, T]; the first half of two of them is the same."""
     length = min(PROBE, context_of(lm.config))
-    ids_BT = (1 + 37 * torch.arange(3 * length).view(3, length)) % lm.config.get_text_config().vocab_size
+    ids_BT: torch.Tensor = (1 + 37 * torch.arange(3 * length).view(3, length)) % lm.config.get_text_config().vocab_size
     ids_BT[1, : length // 2] = ids_BT[0, : length // 2]
-    device: torch.device = lm.device
-    return ids_BT.to(device)
+    return ids_BT.to(lm.device)
 
 
 @torch.no_grad()
