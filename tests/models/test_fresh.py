@@ -69,7 +69,7 @@ def test_a_key_or_value_that_does_not_fit_is_one_sentence(changes, said):
     "config",
     [
         {"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16, "d_kv": 8},
-        {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32},
+        {"model_type": "stablelm", **SHAPE},
     ],
 )
 def test_an_architecture_that_a_policy_cannot_run_is_refused(config):

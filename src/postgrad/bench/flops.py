@@ -104,5 +104,5 @@ def model_shape(model: PolicyModel) -> ModelShape:
         vocabulary=model.vocabulary_VD.numel(),
         layers=len(model.layers),
         query_width=config.num_attention_heads * head,
-        kv_width=config.num_key_value_heads * head,
+        kv_width=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
     )

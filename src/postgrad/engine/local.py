@@ -15,11 +15,12 @@ import torch
 from postgrad.engine.memory import Memory
 from postgrad.engine.sampling import next_tokens
 from postgrad.errors import EngineError
+from postgrad.models.architecture import probe, refusing, require_same
 from postgrad.models.attention import NO_MASK
 from postgrad.models.linear import packed_weights
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Weights
-from postgrad.types import Completion, FinishReason, GenerationRequest
+from postgrad.types import Completion, FinishReason, GenerationRequest, SamplingParams
 
 OnToken = Callable[[int, int], bool]
 MIN_ROWS = 12
@@ -53,6 +54,10 @@ class LocalEngine:
         max_batch: most sequences decoded together.
         cache_tokens: most tokens whose keys and values are held, padding and limits included, unless one request
             alone needs more.
+
+    Raises:
+        DataError: tokens sampled one after the other have other logprobs than the whole sequence, as in an architecture
+            that remembers more than keys and values.
     """
 
     def __init__(
@@ -70,6 +75,22 @@ class LocalEngine:
         self.cache_tokens = cache_tokens
         self._stop_ids = frozenset(stop_ids)
         self._decode = decode
+        self._check_decoding()
+
+    @torch.inference_mode()
+    def _check_decoding(self) -> None:
+        lm, (first, *_) = self.model.lm, probe(self.model.lm)[0].tolist()
+        params = SamplingParams(max_tokens=min(4, self.model.context - 1), temperature=0.0)
+        sequence = _Sequence(0, GenerationRequest((first,), params, seed=0), frozenset())
+        self.model.eval()
+        with refusing(lm):
+            _Batch(self, [sequence], None).run()
+        ids_1T = torch.tensor([[first, *sequence.ids]], device=self.model.device)
+        mask_1T = torch.ones_like(ids_1T, dtype=torch.bool)
+        mask_1T[0, 0] = False
+        lengths_1 = torch.tensor([ids_1T.shape[1]], device=self.model.device)
+        whole_1T, _, _ = self.model.token_outputs(ids_1T, lengths_1, mask_1T, temperature=1.0)
+        require_same(lm, whole_1T[mask_1T].cpu(), torch.tensor(sequence.logprobs), where="tokens sampled one by one")
 
     async def generate(
         self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None
@@ -224,7 +245,7 @@ class _Batch:
     def _sample(self, states_BD: torch.Tensor) -> None:
         params = [s.request.params for s in self._alive]
         uniforms = [s.uniforms[len(s.ids)] for s in self._alive]
-        tokens, logprobs = next_tokens(states_BD, self._model.logits, params, uniforms)
+        tokens, logprobs = next_tokens(states_BD, self._model.unembedding, params, uniforms)
         for sequence, token, logprob in zip(self._alive, tokens, logprobs, strict=True):
             self._engine.advance(sequence, token, logprob, self._on_token)
         finished = [row for row, s in enumerate(self._alive) if s.finish is not None]

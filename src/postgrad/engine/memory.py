@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from postgrad.ops.attention import Spans, packed_attention, plan_attention
+from postgrad.ops.attention import Spans, masked_attention, packed_attention, plan_attention
 
 GROW = 32
 """Own tokens that a row gains room for at a time: answers end when they like, so their limit is not reserved."""
@@ -111,16 +111,24 @@ class ForwardPlan:
         return stepped + [i for start, stop in (self._read.spans if self._read else ()) for i in range(stop - start)]
 
     def attend(
-        self, layer: Any, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, *, scale: float, window: int | None
+        self,
+        layer: Any,
+        q_1HND: Tensor,
+        k_1KND: Tensor,
+        v_1KND: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
     ) -> Tensor:
         rows = self._step.rows if self._step else 0
         out = torch.empty_like(q_1HND)
         if self._step:
             q_BHD, k_BKD, v_BKD = (x[0, :, :rows].transpose(0, 1) for x in (q_1HND, k_1KND, v_1KND))
-            out[0, :, :rows] = self._step.attend(layer, q_BHD, k_BKD, v_BKD, scale, window)
+            out[0, :, :rows] = self._step.attend(layer, q_BHD, k_BKD, v_BKD, scale, window, softcap)
         if self._read:
             q, k, v = (x[:, :, rows:] for x in (q_1HND, k_1KND, v_1KND))
-            out[:, :, rows:] = self._read.attend(layer, q, k, v, scale, window)
+            out[:, :, rows:] = self._read.attend(layer, q, k, v, scale, window, softcap)
         return out
 
 
@@ -137,12 +145,20 @@ class PromptPlan:
         self._plan = plan_attention(Spans(self.spans, ()))
 
     def attend(
-        self, layer: Any, q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, scale: float, window: int | None
+        self,
+        layer: Any,
+        q_1HND: Tensor,
+        k_1KND: Tensor,
+        v_1KND: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
     ) -> Tensor:
         i = layer.layer_idx
         self._keep(self._memory.prompt_keys, i, k_1KND)
         self._keep(self._memory.prompt_values, i, v_1KND)
-        if q_1HND.device.type == "cpu" and (window is None or all(b - a <= window for a, b in self.spans)):
+        all_seen = window is None or all(b - a <= window for a, b in self.spans)
+        if q_1HND.device.type == "cpu" and softcap is None and all_seen:
             return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale)
         out = torch.empty_like(q_1HND)
         for start, stop in self.spans:
@@ -150,10 +166,8 @@ class PromptPlan:
             places = torch.arange(stop - start, device=q_1HND.device)
             back = places[:, None] - places
             seen = (back >= 0) & (back < (window or stop))
-            out[:, :, piece] = torch.nn.functional.scaled_dot_product_attention(
-                q_1HND[:, :, piece], k_1KND[:, :, piece], v_1KND[:, :, piece],
-                attn_mask=seen, scale=scale, enable_gqa=True,
-            )  # fmt: skip
+            q, k, v = (x[:, :, piece] for x in (q_1HND, k_1KND, v_1KND))
+            out[:, :, piece] = masked_attention(q, k, v, seen, scale=scale, softcap=softcap)
         return out
 
     def _keep(self, tensors: list[Tensor], i: int, new_1KND: Tensor) -> None:
@@ -222,7 +236,14 @@ class StepPlan:
         return self._biases[window]
 
     def attend(
-        self, layer: Any, q_BHD: Tensor, k_BKD: Tensor, v_BKD: Tensor, scale: float, window: int | None
+        self,
+        layer: Any,
+        q_BHD: Tensor,
+        k_BKD: Tensor,
+        v_BKD: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
     ) -> Tensor:
         """[H, B, D]."""
         i, memory = layer.layer_idx, self._memory
@@ -239,6 +260,8 @@ class StepPlan:
         scores = q_BKRD.new_empty(rows, shared, heads // shared, longest + self._width)
         scores[..., :longest] = self._apart(torch.matmul(self._together(q_BKRD), prompt_keys.transpose(2, 3)))
         scores[..., longest:] = torch.matmul(q_BKRD, own_keys.transpose(2, 3))
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
         scores += self._bias(window)
         weights = scores.softmax(-1)
         out = torch.matmul(weights[..., longest:], own_values)

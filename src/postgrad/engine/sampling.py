@@ -5,11 +5,12 @@ Shape suffixes: B rows, D hidden size, V vocabulary, padded to whole blocks; K b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from postgrad.ops.logprobs import Unembedding
 from postgrad.types import SamplingParams
 
 BLOCK = 256
@@ -17,25 +18,16 @@ BLOCK = 256
 
 
 def next_tokens(
-    states_BD: Tensor,
-    logits: Callable[[Tensor], Tensor],
-    params: Sequence[SamplingParams],
-    uniforms: Sequence[float],
+    states_BD: Tensor, unembedding: Unembedding, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> tuple[list[int], list[float]]:
     """Invert each row's cumulative distribution at its uniform number.
-
-    Args:
-        states_BD: last hidden states.
-        logits: linear in them, [B, V].
-        params: of each row.
-        uniforms: in [0, 1).
 
     Returns:
         token ids, and their logprobs in the whole distribution at the row's temperature (1 where that is 0).
     """
     device = states_BD.device
     temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=device)
-    weights_BV = logits(states_BD / temperatures[:, None]).float()
+    weights_BV = unembedding.logits(states_BD, temperatures[:, None])
     if padding := -weights_BV.shape[1] % BLOCK:
         weights_BV = torch.nn.functional.pad(weights_BV, (0, padding), value=-torch.inf)
     greedy = torch.tensor([p.temperature == 0 for p in params], device=device)

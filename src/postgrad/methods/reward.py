@@ -74,20 +74,21 @@ def freeze_below(model: PolicyModel, train_layers: int) -> None:
     """Leave only the topmost `train_layers` layers, the final norm and the heads to learn; 0 leaves everything.
 
     What the loss does not depend on never learns: the vocabulary's output, and the head's bias, which cancels in
-    every difference of rewards.
+    every difference of rewards. Architectures have their own names for the final norm: it is what is neither layers nor
+    embeddings.
     """
     for parameter in model.lm.parameters():
         parameter.requires_grad_(train_layers == 0)
     for layer in model.layers[max(0, len(model.layers) - train_layers) :]:
         layer.requires_grad_(True)
-    norm = model.body.norm
-    assert isinstance(norm, torch.nn.Module)
-    norm.requires_grad_(True)
+    for part in model.body.children():
+        if not isinstance(part, torch.nn.ModuleList | torch.nn.Embedding):
+            part.requires_grad_(True)
     head = model.heads["reward"]
     assert isinstance(head, torch.nn.Linear)
     head.bias.requires_grad_(False)
     if model.vocabulary_VD is not model.lm.get_input_embeddings().weight:  # type: ignore[operator]
-        model.vocabulary_VD.requires_grad_(False)
+        model.lm.get_output_embeddings().requires_grad_(False)  # type: ignore[operator]
 
 
 @torch.no_grad()

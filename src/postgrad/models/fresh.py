@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from postgrad.errors import ConfigError
+from postgrad.models.architecture import context_of
 from postgrad.models.policy import PolicyModel
 
 _OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -32,9 +33,10 @@ def fresh_policy(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> 
     name = config["model_type"]
     try:
         made = AutoConfig.for_model(**config, **ours)
+        assert context_of(made) > 1, "its context is shorter than two tokens"
         lm = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
         model = PolicyModel(lm)
-        _try(model)
+        assert model.layers, "it has no layers"
     # Every architecture has its own way of refusing a shape, down to KeyError and bare Exception.
     except Exception as e:  # noqa: BLE001
         raise ConfigError(f"'model.config': {name!r} cannot be built from these values ({_reason(e)})") from None
@@ -57,15 +59,6 @@ def _check_keys(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"'model.config.{key}' comes from the tokenizer; remove it")
         if key not in known:
             raise ConfigError(f"unknown key 'model.config.{key}'; {name!r} has {', '.join(sorted(known - {*_OURS}))}")
-
-
-@torch.no_grad()
-def _try(model: PolicyModel) -> None:
-    """Run it once as it will be run: a shape that does not fit, or layers that are not found, fail here."""
-    assert model.layers, "it has no layers"
-    assert model.context > 1, "its context is shorter than two tokens"
-    ids, mask = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[False, True]])
-    model.eval().token_outputs(ids, torch.tensor([2]), mask, temperature=1.0)
 
 
 def _reason(error: Exception) -> str:

@@ -86,5 +86,5 @@ def use_fast_products(lm: nn.Module) -> None:
             module.__class__ = Linear
         elif type(module) is nn.Embedding:
             module.__class__ = Embedding
-        elif type(module) is lora.Linear:
+        elif type(module) is lora.Linear and isinstance(module.base_layer, nn.Linear):
             module.__class__ = LoraLinear

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from postgrad.errors import DataError
+from postgrad.models.architecture import context_of
 from postgrad.models.memory import keep_freed_memory
 from postgrad.models.policy import PolicyModel
 from postgrad.ops.packing import pad
@@ -83,7 +84,7 @@ def context_length(directory: Path) -> int:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as e:
         raise _unreadable(directory, e) from None
-    return int(config.get_text_config().max_position_embeddings)
+    return context_of(config)
 
 
 def save_policy(model: PolicyModel, directory: Path, *, tokenizer_from: Path) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from postgrad.errors import DataError
+from postgrad.models.architecture import context_of, own_logprobs, probe, refusing, require_same, unembedding_of
 from postgrad.models.attention import NO_MASK, use_plans
 from postgrad.models.layers import use_lean_layers
 from postgrad.models.linear import use_fast_products
 from postgrad.ops.attention import Plan, packed_attention, plan_attention, spans_mask
-from postgrad.ops.logprobs import token_logprobs
+from postgrad.ops.logprobs import Unembedding, token_logprobs
 from postgrad.ops.packing import pack
 
 MASKED_ROW = 256
@@ -37,8 +38,21 @@ class PackedPlan:
         *,
         scale: float,
         window: int | None,
+        softcap: float | None,
     ) -> torch.Tensor:
+        assert softcap is None, "the flash kernel squashes no scores"
         return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale)
+
+
+class Listener:
+    """An `AttentionPlan` that attends to nothing and remembers the windows that layers see."""
+
+    def __init__(self) -> None:
+        self.windows: set[int | None] = set()
+
+    def attend(self, layer: Any, q_1HND: torch.Tensor, *kv: torch.Tensor, window: int | None, **_: Any) -> torch.Tensor:
+        self.windows.add(window)
+        return torch.zeros_like(q_1HND)
 
 
 class PolicyModel(nn.Module):
@@ -48,6 +62,9 @@ class PolicyModel(nn.Module):
         lm: any decoder-only `*ForCausalLM`.
         heads: names of scalar heads to add, out of "value" and "reward".
         adapter: the peft model that has put its layers into `lm`.
+
+    Raises:
+        DataError: `lm` does something that is not done here, and its logprobs would not be its own.
     """
 
     def __init__(self, lm: nn.Module, *, heads: tuple[str, ...] = (), adapter: Any = None) -> None:
@@ -57,10 +74,7 @@ class PolicyModel(nn.Module):
         self.adapter: Any
         config: Any = lm.config
         text_config = config.get_text_config()
-        if getattr(text_config, "final_logit_softcapping", None) or getattr(text_config, "logit_scale", None):
-            raise DataError(
-                f"{text_config.model_type!r} rescales its logits, which the chunked logprobs do not support"
-            )
+        own_BT = own_logprobs(lm.eval())
         use_plans(lm)
         use_fast_products(lm)
         use_lean_layers(lm)
@@ -74,6 +88,27 @@ class PolicyModel(nn.Module):
             # (arXiv:2009.01325), appendix B, and Ziegler et al. 2019 (arXiv:1909.08593).
             nn.init.normal_(head.weight, std=0.0 if name == "value" else (text_config.hidden_size + 1) ** -0.5)
             nn.init.zeros_(head.bias)
+        self._check(own_BT)
+
+    @torch.no_grad()
+    def _check(self, own_BT: torch.Tensor) -> None:
+        """Whether sequences in one row, two of them with a shared prefix, have the logprobs that transformers gives.
+
+        The probe is shorter than a window, so the layers are asked for theirs.
+        """
+        ids_BT = probe(self.lm)
+        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+        mask_BT[:2, : ids_BT.shape[1] // 2] = False
+        mask_BT[2, 0] = False
+        lengths_B = torch.full((len(ids_BT),), ids_BT.shape[1], device=ids_BT.device)
+        with refusing(self.lm):
+            found_BT, _, _ = self.token_outputs(ids_BT, lengths_B, mask_BT, temperature=1.0)
+            zero_11, listener = torch.zeros_like(ids_BT[:1, :1]), Listener()
+            no_mask = NO_MASK.to(self.device)
+            self.body(input_ids=zero_11, attention_mask=no_mask, position_ids=zero_11, use_cache=False, plan=listener)
+            if listener.windows - {None} != {self.window} - {None}:
+                raise DataError(f"its window is {self.window}, but its layers say {listener.windows}")
+        require_same(self.lm, own_BT[mask_BT], found_BT[mask_BT], where="packed sequences")
 
     @property
     def body(self) -> nn.Module:
@@ -82,19 +117,16 @@ class PolicyModel(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        layers = self.body.layers
-        assert isinstance(layers, nn.ModuleList)
-        return list(layers)
+        return list(next(child for child in self.body.children() if isinstance(child, nn.ModuleList)))
 
     @property
     def vocabulary_VD(self) -> torch.Tensor:
         weight: torch.Tensor = self.lm.get_output_embeddings().weight  # type: ignore[operator]
         return weight
 
-    def logits(self, states_ND: torch.Tensor) -> torch.Tensor:
-        """Scores of the whole vocabulary, [N, V]."""
-        logits: torch.Tensor = self.lm.get_output_embeddings()(states_ND.to(self.vocabulary_VD.dtype))  # type: ignore[operator]
-        return logits
+    @property
+    def unembedding(self) -> Unembedding:
+        return unembedding_of(self.lm)
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +134,13 @@ class PolicyModel(nn.Module):
 
     @property
     def context(self) -> int:
-        return int(self.lm.config.get_text_config().max_position_embeddings)  # type: ignore[operator, union-attr]
+        return context_of(self.lm.config)
+
+    @property
+    def squashed(self) -> bool:
+        """Whether attention scores are bounded, as in Gemma 2, which the flash kernel does not do."""
+        config: Any = self.lm.config.get_text_config()  # type: ignore[operator, union-attr]
+        return getattr(config, "attn_logit_softcapping", None) is not None
 
     @property
     def window(self) -> int | None:
@@ -117,7 +155,8 @@ class PolicyModel(nn.Module):
         self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, prefix_lengths_B: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Last hidden states of the packed tokens, [N, D], and where token t of sequence b sits among them, [B, T]."""
-        flash = self.device.type == "cpu" and (self.window is None or int(lengths_B.max()) <= self.window)
+        all_seen = self.window is None or int(lengths_B.max()) <= self.window
+        flash = self.device.type == "cpu" and not self.squashed and all_seen
         packed = pack(
             input_ids_BT, lengths_B, prefix_lengths_B=prefix_lengths_B, row_tokens=None if flash else MASKED_ROW
         )
@@ -152,9 +191,7 @@ class PolicyModel(nn.Module):
         """
         states_ND, place_BT = self.states(input_ids_BT, lengths_B, mask_BT.int().argmax(1))
         before_ND = states_ND[place_BT.roll(1, dims=1)[mask_BT]]
-        logprobs, entropy = token_logprobs(
-            before_ND, self.vocabulary_VD, input_ids_BT[mask_BT], temperature=temperature
-        )
+        logprobs, entropy = token_logprobs(before_ND, self.unembedding, input_ids_BT[mask_BT], temperature=temperature)
         values = self.heads["value"](before_ND).squeeze(-1) if "value" in self.heads else None
         zeros_BT = torch.zeros(mask_BT.shape, device=before_ND.device)
         return (

@@ -76,6 +76,21 @@ def spans_mask(spans: Spans, rows: int, width: int) -> Tensor:
     return mask[:, None]
 
 
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, *, scale: float, softcap: float | None) -> Tensor:
+    """Softmax attention from a mask of what is seen, [R, H, L, D] like the queries.
+
+    With a softcap the scores are softcap * tanh(score / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+    """
+    if softcap is None:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
+    rows, heads, length, size = q.shape
+    shared = k.shape[1]
+    grouped = (q * (scale / softcap)).reshape(rows, shared, heads // shared, length, size)
+    scores = softcap * torch.tanh(grouped @ k[:, :, None].transpose(3, 4))
+    weights = scores.masked_fill(~seen.unsqueeze(-3), -torch.inf).softmax(-1)
+    return (weights @ v[:, :, None]).flatten(1, 2)
+
+
 def packed_attention(q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, plan: Plan, *, scale: float) -> Tensor:
     """Softmax attention of every token over what its spans let it see, on the CPU; [1, H, N, D] like the queries.
 

@@ -5,47 +5,86 @@ Shape suffixes: N tokens, D hidden size, V vocabulary, C tokens or words of one 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from postgrad.ops.product import add_product, has_gradient, product
+from postgrad.ops.product import PackedWeight, add_product, has_gradient, product
 
 CHUNK = 128
 """Tokens whose logits are in memory together: 25 MB with a vocabulary of 49152."""
 
 
+class Unembedding(NamedTuple):
+    """How last hidden states become logits: scale * (hidden weight^T + bias), then softcap * tanh(logits / softcap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    """Largest logit; Gemma 2, arXiv:2408.00118, section 2."""
+    packed: PackedWeight | None = None
+    """Multiplied in place of the weight."""
+
+    def logits(self, hidden_ND: Tensor, temperature: float | Tensor) -> Tensor:
+        """Over the temperature, one number or one a row [N, 1]: [N, V] of float32 or wider, without a gradient."""
+        linear = self.bias_V is None and self.softcap is None
+        # A pass over the hidden states is cheaper than one over the logits.
+        hidden_ND = (hidden_ND * (self.scale / temperature if linear else self.scale)).to(self.weight_VD.dtype)
+        bias_V = None if self.bias_V is None else self.bias_V * self.scale
+        logits_NV = (
+            product(hidden_ND, self.weight_VD, bias_V) if self.packed is None else self.packed(hidden_ND, bias_V)
+        )
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        if self.softcap is not None:
+            logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_NV if linear else logits_NV.div_(temperature)
+
+    def block(self, block: slice) -> Unembedding:
+        """A part of the vocabulary."""
+        bias_V = None if self.bias_V is None else self.bias_V[block]
+        return self._replace(weight_VD=self.weight_VD[block], bias_V=bias_V)
+
+
 def token_logprobs(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, temperature: float = 1.0, chunk: int = CHUNK
+    hidden_ND: Tensor, unembedding: Unembedding, targets_N: Tensor, *, temperature: float = 1.0, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """Log softmax(hidden weight^T / temperature) at the targets, and the distribution's entropy, in nats.
+    """Log softmax(logits / temperature) at the targets, and the distribution's entropy, in nats.
 
     The backward pass computes the logits again, a block of the vocabulary at a time, so that each row of the weight's
-    gradient is written once; both results are differentiable in `hidden_ND` and `weight_VD`. Arithmetic is float32,
-    or float64 if an input is.
+    gradient is written once; both results are differentiable in the hidden states, the weight and the bias.
+    Arithmetic is float32, or float64 if an input is.
 
     Returns:
         logprobs [N] and entropy [N], both float32 (float64).
     """
     assert temperature > 0, "a temperature of zero is a choice of the argmax, not a distribution"
     assert chunk > 0, "a chunk has at least one token"
-    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, chunk)  # type: ignore[no-untyped-call]
+    logprobs_N, entropy_N = _TokenLogprobs.apply(hidden_ND, *unembedding[:4], targets_N, temperature, chunk)  # type: ignore[no-untyped-call]
     return logprobs_N, entropy_N
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        targets_N: Tensor,
+        temperature: float,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        h_ND, w_VD = _widened(hidden_ND, weight_VD)
+        h_ND, unembedding = _widened(hidden_ND, Unembedding(weight_VD, bias_V, scale, softcap))
         num = len(targets_N)
         lse_N, logprobs_N, entropy_N = h_ND.new_empty(3, num).unbind()
         for start in range(0, num, chunk):
             part = slice(start, start + chunk)
-            logits_CV = product(h_ND[part] / temperature, w_VD)
+            logits_CV = unembedding.logits(h_ND[part], temperature)
             target_C1 = targets_N[part, None]
             target_logit_C1 = logits_CV.gather(1, target_C1)
             logp_CV = logits_CV.log_softmax(1)
@@ -55,31 +94,34 @@ class _TokenLogprobs(torch.autograd.Function):
             p_CV = torch.exp(logp_CV, out=logits_CV)
             # a dot product would sum 49152 terms one after the other and lose two digits; `sum` adds pairwise
             entropy_N[part] = -p_CV.mul_(logp_CV).sum(1)
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, lse_N, entropy_N)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, lse_N, entropy_N)
+        ctx.scale, ctx.softcap, ctx.temperature, ctx.chunk = scale, softcap, temperature, chunk
         ctx.set_materialize_grads(False)
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_logprobs_N: Tensor | None, grad_entropy_N: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden_ND, weight_VD, targets_N, lse_N, entropy_N = ctx.saved_tensors
-        h_ND, w_VD = _widened(hidden_ND, weight_VD)
+    def backward(ctx: Any, grad_logprobs_N: Tensor | None, grad_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, bias_V, targets_N, lse_N, entropy_N = ctx.saved_tensors
+        h_ND, unembedding = _widened(hidden_ND, Unembedding(weight_VD, bias_V, ctx.scale, ctx.softcap))
+        w_VD = unembedding.weight_VD
         gh_N = None if grad_entropy_N is None or not grad_entropy_N.any() else grad_entropy_N
         g_N1 = torch.zeros_like(lse_N)[:, None] if grad_logprobs_N is None else grad_logprobs_N[:, None]
-        scaled_ND = h_ND / ctx.temperature
+        factor = ctx.scale / ctx.temperature
+        scaled_ND = h_ND * factor
         grad_h_ND = torch.zeros_like(h_ND) if ctx.needs_input_grad[0] else None
         in_place = w_VD is weight_VD and has_gradient(weight_VD)
         grad_w_VD = None
         if ctx.needs_input_grad[1]:
             grad_w_VD = weight_VD.grad if in_place else torch.zeros_like(w_VD)
+        grad_b_V = w_VD.new_empty(len(w_VD)) if ctx.needs_input_grad[2] else None
         # As many logits at a time as in the forward pass.
         width = ctx.chunk * len(w_VD) // max(ctx.chunk, len(targets_N))
         for start in range(0, len(w_VD), width):
             block = slice(start, min(start + width, len(w_VD)))
-            grad_NC = product(scaled_ND, w_VD[block]).sub_(lse_N[:, None])
+            grad_NC = unembedding.block(block).logits(h_ND, ctx.temperature)
+            slope_NC = None if ctx.softcap is None else 1 - (grad_NC * (ctx.temperature / ctx.softcap)) ** 2
+            grad_NC.sub_(lse_N[:, None])
             if gh_N is not None:
                 # d logprob / d logits = 1[target] - p and d entropy / d logits = -p (log p + entropy)
                 gh_N1 = gh_N[:, None]
@@ -89,17 +131,29 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_NC.exp_().mul_(-g_N1)
             here = ((targets_N >= block.start) & (targets_N < block.stop)).nonzero()[:, 0]
             grad_NC[here, targets_N[here] - start] += g_N1[here, 0]
+            if slope_NC is not None:
+                grad_NC *= slope_NC
             if grad_h_ND is not None:
                 grad_h_ND += product(grad_NC, w_VD[block].T)
             if grad_w_VD is not None:
                 add_product(grad_w_VD[block], grad_NC.T, scaled_ND.T)
+            if grad_b_V is not None:
+                grad_b_V[block] = grad_NC.sum(0).mul_(factor)
         if grad_h_ND is not None:
-            grad_h_ND /= ctx.temperature
-        grad_hidden = None if grad_h_ND is None else grad_h_ND.to(hidden_ND.dtype)
-        grad_weight = None if grad_w_VD is None or in_place else grad_w_VD.to(weight_VD.dtype)
-        return grad_hidden, grad_weight, None, None, None
+            grad_h_ND *= factor
+        grads = (
+            None if grad is None else grad.to(given.dtype)
+            for grad, given in (
+                (grad_h_ND, hidden_ND),
+                (None if in_place else grad_w_VD, weight_VD),
+                (grad_b_V, bias_V),
+            )
+        )
+        return (*grads, None, None, None, None, None)
 
 
-def _widened(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[Tensor, Tensor]:
+def _widened(hidden_ND: Tensor, unembedding: Unembedding) -> tuple[Tensor, Unembedding]:
+    weight_VD, bias_V = unembedding.weight_VD, unembedding.bias_V
     dtype = torch.promote_types(torch.promote_types(hidden_ND.dtype, weight_VD.dtype), torch.float32)
-    return hidden_ND.to(dtype), weight_VD.to(dtype)
+    bias_V = None if bias_V is None else bias_V.to(dtype)
+    return hidden_ND.to(dtype), unembedding._replace(weight_VD=weight_VD.to(dtype), bias_V=bias_V)
