@@ -29,8 +29,10 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
             return base(x)  # type: ignore[no-any-return]
         (name,) = self.active_adapters
         rows = x.reshape(-1, base.in_features)
+        # The factors stay float32 beside bfloat16 weights: they are what the optimizer adds small steps to.
+        a, b = (factors[name].weight.to(rows.dtype) for factors in (self.lora_A, self.lora_B))
         out: torch.Tensor = AdaptedProduct.apply(  # type: ignore[no-untyped-call]
-            rows, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            rows, base.weight, base.bias, a, b, self.scaling[name]
         )
         return out.view(*x.shape[:-1], base.out_features)
 
