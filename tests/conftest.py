@@ -7,6 +7,8 @@ import pytest
 
 # Threads that share a tiny matrix only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is tested is the CPU, to the last bit.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

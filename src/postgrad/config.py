@@ -13,6 +13,8 @@ from postgrad.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Schedule = Literal["constant", "linear", "cosine"]
 """What the learning rate does after its warmup: stay, or fall to a tenth of the peak."""
 
@@ -21,7 +23,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelConfig(_Section):
+class _PlacedConfig(_Section):
+    device: Device = "auto"
+    """"auto" is the GPU where torch sees one (docs/gpu.md)."""
+    dtype: Dtype = "auto"
+    """Of the weights; "auto" is float32 on the CPU, bfloat16 on a GPU. The optimizer works in float32 either way."""
+
+
+class ModelConfig(_PlacedConfig):
     name: str
     """A packaged name, a local directory, a GGUF file or a hub id."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
@@ -179,7 +188,7 @@ class Recipe(_Recipe):
     gate: GateConfig
 
 
-class FreshModelConfig(_Section):
+class FreshModelConfig(_PlacedConfig):
     config: dict[str, Any]
     """`model_type` and any other keys of that transformers configuration; vocabulary and token ids are filled in."""
 

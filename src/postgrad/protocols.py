@@ -17,7 +17,10 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """What a model says about a batch; index t describes token t, zero where `loss_mask` is False."""
+    """What a model says about a batch; index t describes token t, zero where `loss_mask` is False.
+
+    `Policy.evaluate` returns it on the CPU, beside its batch; a loss gets both on the model's device.
+    """
 
     logprobs: torch.Tensor  # [B, T] float32, nats
     entropy: torch.Tensor  # [B, T] float32, nats

@@ -54,20 +54,19 @@ def run(job: Json) -> Json:
     torch.manual_seed(job["seed"])
     machine = Machine(job["device"])
     prepare = {"rl": _rl, "sft": _sft, "decode": _decode}[job["kind"]]
-    # float32 parameters and bfloat16 products on a GPU; on a CPU everything is float32.
-    with torch.autocast("cuda", torch.bfloat16, enabled=job["device"] == "cuda"):
-        step, facts = prepare(job, machine)
-        for n in range(job["warmup"]):
-            step(n)
-        steps, peaks = [], [machine.matrix_peak()]
-        for n in range(job["warmup"], job["warmup"] + job["steps"]):
-            steps.append(step(n))
-            peaks.append(machine.matrix_peak())
+    step, facts = prepare(job, machine)
+    for n in range(job["warmup"]):
+        step(n)
+    steps, peaks = [], [machine.matrix_peak()]
+    for n in range(job["warmup"], job["warmup"] + job["steps"]):
+        steps.append(step(n))
+        peaks.append(machine.matrix_peak())
+    facts["gpu_bytes"] = machine.gpu_bytes()
     if job["device"] == "cuda":
         facts["bandwidth"] = machine.bandwidth()
     for measured, (before, after) in zip(steps, pairwise(peaks), strict=True):
         measured["matrix_peak"] = (before + after) / 2
-    return {"steps": steps, "gpu_bytes": torch.cuda.max_memory_allocated(), "versions": _versions(), **facts}
+    return {"steps": steps, "versions": _versions(), **facts}
 
 
 def _rl(job: Json, machine: Machine) -> tuple[Step, Json]:
@@ -81,9 +80,10 @@ def _rl(job: Json, machine: Machine) -> tuple[Step, Json]:
         heads=("value",) if ppo else (),
         lora_rank=job["lora_rank"],
         gradient_checkpointing=job["gradient_checkpointing"],
-    ).to(machine.device)
+        placement=machine.placement,
+    )
     trainer = LocalTrainer(model, batch_tokens=job["batch_tokens"])
-    other = model if lora else load_policy(directory).to(machine.device)
+    other = model if lora else load_policy(directory, placement=machine.placement)
     reference = FrozenPolicy(other, batch_tokens=job["batch_tokens"], adapter_off=lora)
     algorithm: Algorithm = PPO(kl_coef=job["kl_coef"]) if ppo else GRPO(kl_coef=job["kl_coef"])
     engine = LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode)
@@ -127,7 +127,7 @@ def _sft(job: Json, machine: Machine) -> tuple[Step, Json]:
     """The rows in file order, cut to the longest length; every token but the first is trained, as TRL does it."""
     directory = Path(job["model"])
     renderer = Renderer(load_tokenizer(directory))
-    trainer = LocalTrainer(load_policy(directory).to(machine.device), batch_tokens=job["batch_tokens"])
+    trainer = LocalTrainer(load_policy(directory, placement=machine.placement), batch_tokens=job["batch_tokens"])
     shape = model_shape(trainer.model)
     size = job["batch_size"]
 
@@ -156,7 +156,7 @@ def _decode(job: Json, machine: Machine) -> tuple[Step, Json]:
     """Every request to its full length: no token stops it."""
     directory = Path(job["model"])
     renderer = Renderer(load_tokenizer(directory))
-    model = load_policy(directory).to(machine.device, machine.dtype)
+    model = load_policy(directory, placement=machine.placement)
     engine = LocalEngine(model, stop_ids=(), decode=renderer.decode)
     prompt = renderer.render_prompt(_ask(job["prompt"]))
     shape = model_shape(model)
@@ -175,7 +175,7 @@ def _decode(job: Json, machine: Machine) -> tuple[Step, Json]:
             "seconds": seconds,
             "tokens": tokens,
             "forward_flops": shape.forward(len(prompt) + tokens, tokens),
-            "bytes": shape.decode_bytes(len(prompt), lengths, width=machine.dtype.itemsize),
+            "bytes": shape.decode_bytes(len(prompt), lengths, width=machine.placement.dtype.itemsize),
         }
 
     return step, {"prompt_tokens": len(prompt)}

@@ -7,6 +7,8 @@ import time
 
 import torch
 
+from postgrad.models.placement import place
+
 SIZE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the product that is taken for the peak."""
 _REPETITIONS = 5
@@ -17,15 +19,15 @@ class Machine:
     """Measures between the steps of a workload, because clocks drift while it runs.
 
     Args:
-        device: "cpu" (float32) or "cuda" (bfloat16).
+        device: "cpu" or "cuda"; measured in the type that models have there.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.placement = place(device)
         size = SIZE[device]
         generator = torch.Generator().manual_seed(0)
-        self._a, self._b = (torch.randn(size, size, generator=generator).to(device, self.dtype) for _ in range(2))
+        self._a, self._b = (torch.randn(size, size, generator=generator).to(*self.placement) for _ in range(2))
         self._a @ self._b
 
     def now(self) -> float:
@@ -42,6 +44,10 @@ class Machine:
             self._a @ self._b
             seconds.append(self.now() - began)
         return 2.0 * len(self._a) ** 3 / statistics.median(seconds)
+
+    def gpu_bytes(self) -> int:
+        """Most that torch has held on the GPU so far, without the factors that the peak is measured with."""
+        return max(0, torch.cuda.max_memory_allocated() - self._a.nbytes - self._b.nbytes)
 
     def bandwidth(self) -> float:
         """Bytes a second, read and written, of a copy within the device's memory."""

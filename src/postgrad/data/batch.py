@@ -19,7 +19,10 @@ from postgrad.types import Group
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences, right-padded. Per-token fields are zero where they have nothing to say."""
+    """Sequences, right-padded. Per-token fields are zero where they have nothing to say.
+
+    It lives on the CPU, where it is cut and packed; only what a loss reads goes to the model's device.
+    """
 
     input_ids: torch.Tensor  # [B, T] int64
     lengths: torch.Tensor  # [B] int64
@@ -61,6 +64,10 @@ class Batch:
 
     def with_(self, **values: torch.Tensor) -> Batch:
         return replace(self, **values)
+
+    def to(self, device: torch.device) -> Batch:
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return Batch(**{name: value.to(device) for name, value in present.items()})
 
 
 def collate(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], *, names: Sequence[str] = ()) -> Batch:

@@ -85,12 +85,12 @@ class LocalEngine:
         self.model.eval()
         with refusing(lm):
             _Batch(self, [sequence], None).run()
-        ids_1T = torch.tensor([[first, *sequence.ids]], device=self.model.device)
+        ids_1T = torch.tensor([[first, *sequence.ids]])
         mask_1T = torch.ones_like(ids_1T, dtype=torch.bool)
         mask_1T[0, 0] = False
-        lengths_1 = torch.tensor([ids_1T.shape[1]], device=self.model.device)
+        lengths_1 = torch.tensor([ids_1T.shape[1]])
         whole_1T, _, _ = self.model.token_outputs(ids_1T, lengths_1, mask_1T, temperature=1.0)
-        require_same(lm, whole_1T[mask_1T].cpu(), torch.tensor(sequence.logprobs), where="tokens sampled one by one")
+        require_same(lm, whole_1T.cpu()[mask_1T], torch.tensor(sequence.logprobs), where="tokens sampled one by one")
 
     async def generate(
         self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None

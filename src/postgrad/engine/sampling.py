@@ -30,8 +30,8 @@ def next_tokens(
     weights_BV = unembedding.logits(states_BD, temperatures[:, None])
     if padding := -weights_BV.shape[1] % BLOCK:
         weights_BV = torch.nn.functional.pad(weights_BV, (0, padding), value=-torch.inf)
-    greedy = torch.tensor([p.temperature == 0 for p in params], device=device)
-    best_B = weights_BV.argmax(1) if bool(greedy.any()) else None
+    greedy = [p.temperature == 0 for p in params]
+    best_B = weights_BV.argmax(1) if any(greedy) else None
     weights_BV.sub_(weights_BV.amax(1, keepdim=True)).exp_()
     sums_BK = weights_BV.view(len(params), -1, BLOCK).sum(2).double()
     totals_B = sums_BK.sum(1)
@@ -44,7 +44,7 @@ def next_tokens(
         sums_BK = kept_BV.view(len(params), -1, BLOCK).sum(2).double()
     tokens_B = _invert(kept_BV, sums_BK, torch.tensor(uniforms, dtype=torch.float64, device=device))
     if best_B is not None:
-        tokens_B = torch.where(greedy, best_B, tokens_B)
+        tokens_B = torch.where(torch.tensor(greedy, device=device), best_B, tokens_B)
     chosen_B = weights_BV.gather(1, tokens_B[:, None])[:, 0]
     logprobs: list[float] = (chosen_B.double().log() - totals_B.log()).tolist()
     tokens: list[int] = tokens_B.tolist()

@@ -137,7 +137,8 @@ def read_next_tokens(model: PolicyModel, stream: TokenStream, progress: Progress
             logits = model.lm(input_ids=batch.input_ids.to(model.device), use_cache=False).logits
             # The logits at t - 1 are of token t.
             following = batch.loss_mask[:, 1:]
-            own.add(logits[:, :-1][following].float(), batch.input_ids[:, 1:][following].to(logits.device))
+            targets = batch.input_ids[:, 1:][following].to(model.device)
+            own.add(logits[:, :-1][following.to(model.device)], targets)
         nats.append(own.nats)
         counts.append(float(own.confidence[:, 0].sum()))
         confidence.append(own.confidence)

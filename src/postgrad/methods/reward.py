@@ -165,8 +165,6 @@ def _collate(ranked: Sequence[Ranked]) -> _Part:
 
 def _loss(model: PolicyModel, part: _Part) -> Loss:
     rewards = model.sequence_rewards(part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths)
-    return Loss(
-        *bradley_terry_loss(
-            rewards[part.better], rewards[part.worse], margin=part.margin, weight=part.weight, tie=part.tie
-        )
-    )
+    verdicts = (part.better, part.worse, part.tie, part.weight, part.margin)
+    better, worse, tie, weight, margin = (column.to(model.device) for column in verdicts)
+    return Loss(*bradley_terry_loss(rewards[better], rewards[worse], margin=margin, weight=weight, tie=tie))

@@ -51,7 +51,7 @@ def probe(lm: Any) -> torch.Tensor:
     length = min(PROBE, context_of(lm.config))
     ids_BT: torch.Tensor = (1 + 37 * torch.arange(3 * length).view(3, length)) % lm.config.get_text_config().vocab_size
     ids_BT[1, : length // 2] = ids_BT[0, : length // 2]
-    return ids_BT.to(lm.device)
+    return ids_BT
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def own_logprobs(lm: Any) -> torch.Tensor:
     """What transformers says of the probe, [3, T]; zero for the first tokens."""
     ids_BT = probe(lm)
     with refusing(lm):
-        logits_BTV = lm(input_ids=ids_BT, use_cache=False).logits
+        logits_BTV = lm(input_ids=ids_BT.to(lm.device), use_cache=False).logits.cpu()
     logp_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).log_softmax(-1)
     following_BT: torch.Tensor = logp_BTV[:, :-1].gather(2, ids_BT[:, 1:, None])[..., 0]
     return torch.nn.functional.pad(following_BT, (1, 0))

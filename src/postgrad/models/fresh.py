@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from postgrad.errors import ConfigError
 from postgrad.models.architecture import context_of
+from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
 
 _OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def fresh_policy(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> PolicyModel:
-    """Weights as the architecture initialises them, float32, from the current random state.
+def fresh_policy(
+    config: Mapping[str, Any], *, vocab_size: int, eos_id: int, placement: Placement | None = None
+) -> PolicyModel:
+    """Weights as the architecture initialises them, from the current random state.
 
     Args:
         config: "model_type" and keys of that transformers configuration; what it does not say has its default.
         vocab_size: the tokenizer's.
         eos_id: the tokenizer's.
+        placement: `place()` without one.
 
     Raises:
         ConfigError: an unknown key, a value that the architecture refuses, or no decoder that can be trained here.
@@ -30,17 +33,18 @@ def fresh_policy(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> 
     transformers_logging.disable_progress_bar()
     ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": None}
     _check_keys(config)
+    placement = placement or place()
     name = config["model_type"]
     try:
         made = AutoConfig.for_model(**config, **ours)
         assert context_of(made) > 1, "its context is shorter than two tokens"
-        lm = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        lm = AutoModelForCausalLM.from_config(made, dtype=placement.dtype)
         model = PolicyModel(lm)
         assert model.layers, "it has no layers"
     # Every architecture has its own way of refusing a shape, down to KeyError and bare Exception.
     except Exception as e:  # noqa: BLE001
         raise ConfigError(f"'model.config': {name!r} cannot be built from these values ({_reason(e)})") from None
-    return model
+    return model.to(placement.device)
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from postgrad.models.memory import pages_of_its_own, return_freed_memory
 from postgrad.ops.lookup import Lookup
-from postgrad.ops.product import AdaptedProduct, PackedWeight, Product, add_adapter
+from postgrad.ops.product import AdaptedProduct, PackedWeight, Product, add_adapter, can_pack
 
 
 class Linear(nn.Linear):
@@ -47,11 +47,12 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
             return base(x)  # type: ignore[no-any-return]
         (name,) = self.active_adapters
         rows = x.reshape(-1, base.in_features)
-        factors = (self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        # The factors stay float32 beside bfloat16 weights: they are what the optimizer adds small steps to.
+        a, b = (factors[name].weight.to(rows.dtype) for factors in (self.lora_A, self.lora_B))
         if base.packed is None:
-            out: torch.Tensor = AdaptedProduct.apply(rows, base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
+            out: torch.Tensor = AdaptedProduct.apply(rows, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
         else:
-            out = add_adapter(base.packed(rows, base.bias), rows, *factors)[0]
+            out = add_adapter(base.packed(rows, base.bias), rows, a, b, self.scaling[name])[0]
         return out.view(*x.shape[:-1], base.out_features)
 
 
@@ -61,7 +62,7 @@ def packed_weights(lm: nn.Module) -> Iterator[None]:
 
     Beside a frozen model the copies stay for the next time, twice its memory.
     """
-    layers = [module for module in lm.modules() if isinstance(module, Linear)]
+    layers = [m for m in lm.modules() if isinstance(m, Linear) and can_pack(m.weight)]
     # Copies ask for twice the memory that they fill, and take the place of what training has freed.
     return_freed_memory()
     with pages_of_its_own():

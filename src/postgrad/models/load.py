@@ -19,19 +19,25 @@ from transformers.utils import logging as transformers_logging
 from postgrad.errors import DataError
 from postgrad.models.architecture import context_of
 from postgrad.models.memory import keep_freed_memory
+from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
 from postgrad.ops.packing import pad
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 
-CANARY_TOLERANCE = 1e-3
-"""Rounding moves a score by 1e-5; another head, or none, by far more."""
+CANARY_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Rounding moves a score, whose deviation is 1, by 1e-5 (0.01); another head, or none, by far more."""
 # Every linear layer of the blocks: Schulman et al. 2025, "LoRA Without Regret".
 _LORA = {"target_modules": "all-linear", "lora_dropout": 0.0, "bias": "none", "task_type": "CAUSAL_LM"}
 
 
 def load_policy(
-    directory: Path, *, heads: tuple[str, ...] = (), lora_rank: int = 0, gradient_checkpointing: bool = False
+    directory: Path,
+    *,
+    heads: tuple[str, ...] = (),
+    lora_rank: int = 0,
+    gradient_checkpointing: bool = False,
+    placement: Placement | None = None,
 ) -> PolicyModel:
     """A model directory, with the heads stored beside it, or fresh ones from the current random state.
 
@@ -40,19 +46,21 @@ def load_policy(
         heads: scalar heads wanted, out of "value" and "reward".
         lora_rank: > 0 freezes the weights and adds a fresh adapter of this rank.
         gradient_checkpointing: recompute every layer in the backward pass.
+        placement: of the language model, `place()` without one; heads and adapters are float32 anywhere.
 
     Raises:
         DataError: not a model directory, or one that cannot be read.
     """
     if not (directory / "config.json").exists():
         raise DataError(f"{str(directory)!r} is not a model directory: it has no config.json")
+    placement = placement or place()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     keep_freed_memory()
     try:
         lm: Any
         lm, loaded = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            directory, dtype=placement.dtype, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise _unreadable(directory, e) from None
@@ -71,7 +79,7 @@ def load_policy(
         except (OSError, SafetensorError) as e:
             raise DataError(f"{str(stored)!r} cannot be read ({e}); copy it again from where it was saved") from None
         model.heads.load_state_dict({k: v for k, v in tensors.items() if k.split(".")[0] in heads}, strict=False)
-    return model
+    return model.to(placement.device)
 
 
 def context_length(directory: Path) -> int:
@@ -114,8 +122,8 @@ def save_reward_model(
     (directory / "canaries.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def load_reward_model(directory: Path) -> PolicyModel:
-    """A reward model that still says what it said when it was saved.
+def load_reward_model(directory: Path, *, placement: Placement | None = None) -> PolicyModel:
+    """A reward model that still says what it said when it was saved; placed as `load_policy` places a model.
 
     Raises:
         DataError: it has no reward head or no canaries, or scores them differently: a head that was not loaded
@@ -123,15 +131,17 @@ def load_reward_model(directory: Path) -> PolicyModel:
     """
     if not (directory / "heads.safetensors").exists() or not (directory / "canaries.json").exists():
         raise DataError(f"{str(directory)!r} is not a reward model: heads.safetensors or canaries.json is missing")
-    model = load_policy(directory, heads=("reward",))
+    model = load_policy(directory, heads=("reward",), placement=placement)
     try:
         rows = json.loads((directory / "canaries.json").read_text(encoding="utf-8"))
+        stored = getattr(torch, json.loads((directory / "config.json").read_text(encoding="utf-8"))["dtype"])
     except ValueError as e:
         raise DataError(
             f"'{directory / 'canaries.json'}' cannot be read ({e}); copy it again from where it was saved"
         ) from None
+    tolerance = max(CANARY_TOLERANCE[dtype] for dtype in (stored, model.vocabulary_VD.dtype))
     for row, reward in zip(rows, _rewards(model, [row["ids"] for row in rows]), strict=True):
-        if abs(reward - row["reward"]) > CANARY_TOLERANCE:
+        if abs(reward - row["reward"]) > tolerance:
             raise DataError(
                 f"reward model {str(directory)!r} scores a stored answer {reward:.4f} but scored it "
                 f"{row['reward']:.4f} when it was saved; its weights are damaged, train it again"

@@ -100,15 +100,15 @@ class PolicyModel(nn.Module):
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         mask_BT[:2, : ids_BT.shape[1] // 2] = False
         mask_BT[2, 0] = False
-        lengths_B = torch.full((len(ids_BT),), ids_BT.shape[1], device=ids_BT.device)
+        lengths_B = torch.full((len(ids_BT),), ids_BT.shape[1])
         with refusing(self.lm):
             found_BT, _, _ = self.token_outputs(ids_BT, lengths_B, mask_BT, temperature=1.0)
-            zero_11, listener = torch.zeros_like(ids_BT[:1, :1]), Listener()
+            zero_11, listener = torch.zeros_like(ids_BT[:1, :1], device=self.device), Listener()
             no_mask = NO_MASK.to(self.device)
             self.body(input_ids=zero_11, attention_mask=no_mask, position_ids=zero_11, use_cache=False, plan=listener)
             if listener.windows - {None} != {self.window} - {None}:
                 raise DataError(f"its window is {self.window}, but its layers say {listener.windows}")
-        require_same(self.lm, own_BT[mask_BT], found_BT[mask_BT], where="packed sequences")
+        require_same(self.lm, own_BT[mask_BT], found_BT.cpu()[mask_BT], where="packed sequences")
 
     @property
     def body(self) -> nn.Module:
@@ -154,21 +154,23 @@ class PolicyModel(nn.Module):
     def states(
         self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, prefix_lengths_B: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last hidden states of the packed tokens, [N, D], and where token t of sequence b sits among them, [B, T]."""
+        """Last hidden states of the packed tokens, [N, D], and where token t of sequence b sits among them, [B, T].
+
+        Sequences are packed on the CPU, and the places stay there; so they are given, here and below, on the CPU.
+        """
         all_seen = self.window is None or int(lengths_B.max()) <= self.window
         flash = self.device.type == "cpu" and not self.squashed and all_seen
         packed = pack(
             input_ids_BT, lengths_B, prefix_lengths_B=prefix_lengths_B, row_tokens=None if flash else MASKED_ROW
         )
         attention: dict[str, Any]
+        tokens_RL, positions_RL = packed.input_ids_RL.to(self.device), packed.position_ids_RL.to(self.device)
         if flash:
             attention = {"attention_mask": NO_MASK, "plan": PackedPlan(plan_attention(packed.spans))}
         else:
-            seen = spans_mask(packed.spans, *packed.input_ids_RL.shape).to(self.device)
-            attention = {"attention_mask": self._layer_masks(seen, packed.position_ids_RL)}
-        out = self.body(
-            input_ids=packed.input_ids_RL, position_ids=packed.position_ids_RL, use_cache=False, **attention
-        )
+            seen = spans_mask(packed.spans, *tokens_RL.shape).to(self.device)
+            attention = {"attention_mask": self._layer_masks(seen, positions_RL)}
+        out = self.body(input_ids=tokens_RL, position_ids=positions_RL, use_cache=False, **attention)
         states: torch.Tensor = out.last_hidden_state.flatten(0, 1)
         return states, packed.place_BT
 
@@ -190,10 +192,13 @@ class PolicyModel(nn.Module):
         one share the computation of them.
         """
         states_ND, place_BT = self.states(input_ids_BT, lengths_B, mask_BT.int().argmax(1))
-        before_ND = states_ND[place_BT.roll(1, dims=1)[mask_BT]]
-        logprobs, entropy = token_logprobs(before_ND, self.unembedding, input_ids_BT[mask_BT], temperature=temperature)
-        values = self.heads["value"](before_ND).squeeze(-1) if "value" in self.heads else None
-        zeros_BT = torch.zeros(mask_BT.shape, device=before_ND.device)
+        device = self.device
+        before_ND = states_ND[place_BT.roll(1, dims=1)[mask_BT].to(device)]
+        targets_N = input_ids_BT[mask_BT].to(device)
+        logprobs, entropy = token_logprobs(before_ND, self.unembedding, targets_N, temperature=temperature)
+        values = self._read("value", before_ND) if "value" in self.heads else None
+        zeros_BT = torch.zeros(mask_BT.shape, device=device)
+        mask_BT = mask_BT.to(device)
         return (
             zeros_BT.masked_scatter(mask_BT, logprobs),
             zeros_BT.masked_scatter(mask_BT, entropy),
@@ -205,6 +210,12 @@ class PolicyModel(nn.Module):
     ) -> torch.Tensor:
         """The reward head's reading of each sequence's last token, [B]; equal prefixes are computed once."""
         states_ND, place_BT = self.states(input_ids_BT, lengths_B, prefix_lengths_B)
-        last_B = place_BT[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
-        rewards: torch.Tensor = self.heads["reward"](states_ND[last_B]).squeeze(-1)
-        return rewards
+        last_B = place_BT[torch.arange(len(lengths_B)), lengths_B - 1]
+        return self._read("reward", states_ND[last_B.to(self.device)])
+
+    def _read(self, name: str, states_ND: torch.Tensor) -> torch.Tensor:
+        """A head's numbers, [N], in its own float32 whatever the type of the states."""
+        head = self.heads[name]
+        assert isinstance(head, nn.Linear)
+        numbers_N1: torch.Tensor = head(states_ND.to(head.weight.dtype))
+        return numbers_N1.squeeze(-1)

@@ -109,7 +109,8 @@ class _PackedAttention(torch.autograd.Function):
         assert q.shape[1] % k.shape[1] == 0, "the number of query heads is a multiple of that of key heads"
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         out = torch.zeros_like(q)
-        lse = q.new_zeros(q.shape[:3])
+        # The kernel states denominators in float32 for bfloat16 too.
+        lse = q.new_zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         for start, stop in plan.single:
             piece = slice(start, stop)
             out[:, :, piece], lse[:, :, piece] = _flash(
@@ -124,7 +125,7 @@ class _PackedAttention(torch.autograd.Function):
             part, part_lse = _flash(q[:, :, piece], k[:, :, prefix], v[:, :, prefix], 0.0, False, scale=scale)
             joint = torch.logaddexp(lse[:, :, piece], part_lse)
             out[:, :, piece].mul_((lse[:, :, piece] - joint).exp_()[..., None])
-            out[:, :, piece].addcmul_(part, (part_lse - joint).exp_()[..., None])
+            out[:, :, piece].addcmul_(part, (part_lse - joint).exp_()[..., None].to(part.dtype))
             lse[:, :, piece] = joint
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.plan, ctx.scale = plan, scale

@@ -49,28 +49,29 @@ def _uses_onednn(x: Tensor) -> bool:
 class PackedWeight:
     """A copy of a weight in the order in which the library's inner loop reads it, for products with few rows.
 
-    The bits are those of `product`. Where the library has no such copy, the weight itself is multiplied.
+    The bits are those of `product`.
 
     Args:
-        weight_OI: to be multiplied; later changes to it are not seen.
+        weight_OI: one that `can_pack`; later changes to it are not seen.
     """
 
     def __init__(self, weight_OI: Tensor) -> None:
         self._weight_OI = weight_OI
         self._version = weight_OI._version
-        plain = weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and weight_OI.is_contiguous()
-        self._packed = (
-            _pack(weight_OI) if plain and _packs_well(min(len(weight_OI), 4096), weight_OI.shape[1]) else None
-        )
+        self._packed = _pack(weight_OI)
 
     def __call__(self, x_MI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        if self._packed is None or not x_MI.numel():
-            return product(x_MI, self._weight_OI, bias_O)
         return _packed_product(x_MI, self._packed, self._weight_OI, bias_O)
 
     def is_of(self, weight_OI: Tensor) -> bool:
         """Whether it is the copy of this parameter as it is now."""
         return self._weight_OI is weight_OI and self._version == weight_OI._version
+
+
+def can_pack(weight_OI: Tensor) -> bool:
+    """Whether the library has another order for a weight of this kind, and multiplies by it rightly."""
+    plain = weight_OI.device.type == "cpu" and weight_OI.dtype == torch.float32 and weight_OI.is_contiguous()
+    return plain and _packs_well(min(len(weight_OI), _TRIED), weight_OI.shape[1])
 
 
 def _pack(weight_OI: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def _packed_product(x_MI: Tensor, packed: Tensor, weight_OI: Tensor, bias_O: Ten
 
 @functools.cache
 def _packs_well(outer: int, inner: int) -> bool:
-    """Whether the library packs, and packed products of this shape are right for any number of rows: none promises."""
+    """Whether packed products exist and are right for any number of rows, which no library promises."""
     if not (_ONEDNN or (_X86 and torch.backends.mkl.is_available())):  # type: ignore[no-untyped-call]
         return False
     generator = torch.Generator().manual_seed(0)

@@ -19,6 +19,7 @@ from postgrad.feedback.store import LabelStore
 from postgrad.feedback.utility import measures, satisfies
 from postgrad.methods.sft import Progress
 from postgrad.models.load import load_policy
+from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed, rollout_groups
 from postgrad.rounds.manifest import Manifest
@@ -65,9 +66,13 @@ class Context:
         engine.version = version
         return engine
 
+    @property
+    def placement(self) -> Placement:
+        return place(self.recipe.model.device, self.recipe.model.dtype)
+
     def load(self, player: str, **options: Any) -> PolicyModel:
         gc.collect()
-        return load_policy(self.policy_directory(player), **options)
+        return load_policy(self.policy_directory(player), placement=self.placement, **options)
 
     def load_trainable(self, player: str, *, heads: tuple[str, ...] = ()) -> PolicyModel:
         cfg = self.recipe.model

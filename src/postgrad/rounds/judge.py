@@ -144,7 +144,7 @@ def _answers(ctx: Context, player: str, path: Path, examples: list[Example]) -> 
     groups = asyncio.run(
         sample_all(
             ctx,
-            ctx.engine(load_policy(path), version=_version(ctx, player)),
+            ctx.engine(load_policy(path, placement=ctx.placement), version=_version(ctx, player)),
             examples,
             SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature),
             group_size=1,

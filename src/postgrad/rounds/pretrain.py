@@ -23,6 +23,7 @@ from postgrad.evals.calibration import clustered_calibration, ratio_interval
 from postgrad.methods.pretrain import TokenStream, bits_per_byte, pretrain, read_next_tokens
 from postgrad.models.fresh import fresh_policy
 from postgrad.models.load import load_policy, save_policy
+from postgrad.models.placement import place
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import OpenBar, write_json, write_lines
@@ -75,7 +76,12 @@ class _Run:
     def fresh_model(self) -> PolicyModel:
         tokenizer = load_tokenizer(self.tokenizer)
         torch.manual_seed(self.seed("init"))
-        return fresh_policy(self.recipe.model.config, vocab_size=len(tokenizer), eos_id=int(tokenizer.eos_token_id))
+        return self.built(vocab_size=len(tokenizer), eos_id=int(tokenizer.eos_token_id))
+
+    def built(self, *, vocab_size: int, eos_id: int) -> PolicyModel:
+        cfg = self.recipe.model
+        placement = place(cfg.device, cfg.dtype)
+        return fresh_policy(cfg.config, vocab_size=vocab_size, eos_id=eos_id, placement=placement)
 
 
 def run_pretrain(
@@ -114,7 +120,7 @@ def run_pretrain(
 
 def _text_stage(run: _Run, stage: Stage) -> None:
     """Who is in which part; and that the model can be built at all, before anything takes long."""
-    fresh_policy(run.recipe.model.config, vocab_size=run.recipe.tokenizer.vocab_size, eos_id=0)
+    run.built(vocab_size=run.recipe.tokenizer.vocab_size, eos_id=0)
     texts = run.texts()
     write_lines(
         stage.directory / "documents.jsonl",
@@ -177,7 +183,8 @@ def _pretrain_stage(run: _Run, stage: Stage) -> None:
 
 def _evaluate_stage(run: _Run, stage: Stage) -> None:
     """Bits a byte and calibration on the validation part, simple models of it to compare with, and samples."""
-    model = load_policy(run.policy)
+    # In float32 whatever it was trained in: rounded logits would be a calibration error of their own.
+    model = load_policy(run.policy, placement=place(run.recipe.model.device, "float32"))
     validation = run.stream("validation")
     said = read_next_tokens(model, validation, run.bar("reading the validation text"))
     num_bytes = np.array(validation.num_bytes, dtype=np.float64)

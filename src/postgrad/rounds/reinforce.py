@@ -24,6 +24,7 @@ from postgrad.graders.verify import UserFunction, find_function
 from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.rl import train_rl
 from postgrad.models.load import context_length, load_policy, save_policy
+from postgrad.models.placement import place
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Grader, RolloutEngine
 from postgrad.rollout import grade_groups, request_seed
@@ -67,7 +68,8 @@ class _Run:
         return [_read_questions(self.source, data.system, data.heldout_share)]
 
     def policy(self, **options: Any) -> PolicyModel:
-        return load_policy(self.initial, **options)
+        cfg = self.recipe.model
+        return load_policy(self.initial, placement=place(cfg.device, cfg.dtype), **options)
 
 
 def run_rl(

@@ -221,7 +221,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     )
     algorithm = make_algorithm(cfg)
     run.write_config({"algorithm": cfg.algorithm} | asdict(algorithm))
-    grader = RewardModelGrader(load_reward_model(ctx.manifest.stage_directory("reward") / "model"))
+    reward_model = load_reward_model(ctx.manifest.stage_directory("reward") / "model", placement=ctx.placement)
     stopped = asyncio.run(
         train_rl(
             cfg,
@@ -229,7 +229,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
             reference=reference,
             engine=ctx.engine(model),
             algorithm=algorithm,
-            graders=[grader],
+            graders=[RewardModelGrader(reward_model)],
             dataset=Mixture([(examples, 1.0)], seed=run.seed(0)),
             renderer=ctx.renderer,
             context=model.context,

@@ -2,6 +2,9 @@
 
 Gradients are summed over micro-batches and calls, and divided once, in `optim_step`, by the number of things
 the losses counted; so one batch of eight, eight of one, packed or padded, all take the same step.
+
+Weights in bfloat16 have three digits, and an update changes the fifth: the optimizer works on float32 masters, sums
+gradients in float32, and rounds the masters into the weights after every step.
 """
 
 from __future__ import annotations
@@ -68,8 +71,9 @@ class LocalTrainer:
         self._dump = dump
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert self._trainable, "nothing to train"
-        heads = [p for name, p in self._trainable.items() if name.startswith("heads.")]
-        trunk = [p for name, p in self._trainable.items() if not name.startswith("heads.")]
+        self._masters = {name: _master(p) for name, p in self._trainable.items()}
+        heads = [p for name, p in self._masters.items() if name.startswith("heads.")]
+        trunk = [p for name, p in self._masters.items() if not name.startswith("heads.")]
         self._optimizer = torch.optim.AdamW(
             [{"params": trunk, "rate": 1.0}, {"params": heads, "rate": HEADS_RATE}],
             lr=0.0,
@@ -79,11 +83,11 @@ class LocalTrainer:
         # Gradients stay where they are for good, as weights and moments do: the pieces that memory would fall into
         # between them cost 0.5 GB with a model of 135M, and what is there can be added to in place.
         with pages_of_its_own():
-            for p in self._trainable.values():
-                p.grad = torch.zeros_like(p)
+            for name, p in self._trainable.items():
+                p.grad = self._masters[name].grad = torch.zeros_like(self._masters[name])
         self._count = 0.0
         self._seen: list[Batch] = []
-        self._initial = {name: _fingerprint(p) for name, p in self._trainable.items()}
+        self._initial = {name: _fingerprint(p) for name, p in self._masters.items()}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> PolicyOutput:
@@ -97,7 +101,7 @@ class LocalTrainer:
             TrainingDiverged: the loss is not finite.
         """
         parts = (part for _, part in micro_batches(batch, self.batch_tokens))
-        return self.accumulate(parts, lambda part: loss(part, self._output(part)))
+        return self.accumulate(parts, lambda part: loss(part.to(self.model.device), self._output(part)))
 
     def accumulate(self, parts: Iterable[Part], loss: Callable[[Part], Loss]) -> dict[str, float]:
         """As `forward_backward`, for a loss that runs the model itself and knows what must stay together.
@@ -129,7 +133,7 @@ class LocalTrainer:
         Raises:
             TrainingDiverged: the gradient norm is not finite, or a tensor has not moved after two updates.
         """
-        parameters = list(self._trainable.values())
+        parameters = list(self._masters.values())
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self._count)
         norm = nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
         if not torch.isfinite(norm):
@@ -138,6 +142,7 @@ class LocalTrainer:
             group["lr"] = learning_rate * group["rate"]
         with pages_of_its_own():
             self._optimizer.step()
+        self._round()
         self._optimizer.zero_grad(set_to_none=False)
         self._count, self._seen = 0.0, []
         self.version += 1
@@ -149,10 +154,10 @@ class LocalTrainer:
         return self.model.state_dict()
 
     def save(self, directory: Path) -> None:
-        """Trainable tensors, optimizer state and counters: what `load` needs to go on bit for bit."""
+        """Trainable tensors (masters), optimizer state and counters: what `load` needs to go on bit for bit."""
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self._trainable.items()}
-        for name, p in self._trainable.items():
+        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self._masters.items()}
+        for name, p in self._masters.items():
             for key, value in self._optimizer.state.get(p, {}).items():
                 tensors[f"{key}.{name}"] = value.contiguous()
         save_file(tensors, directory / "trainer.safetensors")
@@ -171,13 +176,14 @@ class LocalTrainer:
             odd = sorted(saved ^ self._trainable.keys())[0]
             raise DataError(f"checkpoint {str(directory)!r} does not fit this model: {odd!r} is in only one of them")
         with torch.no_grad():
-            for name, p in self._trainable.items():
+            for name, p in self._masters.items():
                 p.copy_(tensors[f"model.{name}"])
                 self._optimizer.state[p] = {
                     key: tensors[f"{key}.{name}"].to(p.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in tensors
                 }
+        self._round()
         state = json.loads((directory / "trainer.json").read_text(encoding="utf-8"))
         self.version, self.trained_tokens = state["version"], state["trained_tokens"]
 
@@ -186,9 +192,14 @@ class LocalTrainer:
             *self.model.token_outputs(batch.input_ids, batch.lengths, batch.loss_mask, temperature=self._temperature)
         )
 
+    @torch.no_grad()
+    def _round(self) -> None:
+        for name, p in self._trainable.items():
+            p.copy_(self._masters[name])
+
     def _assert_everything_moved(self) -> None:
         """A frozen tensor looks like a normal loss and a normal gradient norm; only its bits tell."""
-        still = [name for name, p in self._trainable.items() if _fingerprint(p) == self._initial[name]]
+        still = [name for name, p in self._masters.items() if _fingerprint(p) == self._initial[name]]
         if still:
             raise TrainingDiverged(
                 f"{len(still)} trainable tensors did not change in two updates, such as {still[0]!r}"
@@ -240,10 +251,18 @@ def _evaluate(model: PolicyModel, batch: Batch, batch_tokens: int, temperature: 
     for index, part in micro_batches(batch, FORWARD_ONLY * batch_tokens):
         out = PolicyOutput(*model.token_outputs(part.input_ids, part.lengths, part.loss_mask, temperature=temperature))
         width = part.input_ids.shape[1]
-        logprobs[index, :width], entropy[index, :width] = out.logprobs, out.entropy
+        logprobs[index, :width], entropy[index, :width] = out.logprobs.cpu(), out.entropy.cpu()
         if out.values is not None:
-            values[index, :width], has_values = out.values, True
+            values[index, :width], has_values = out.values.cpu(), True
     return PolicyOutput(logprobs, entropy, values if has_values else None)
+
+
+def _master(p: torch.Tensor) -> torch.Tensor:
+    """What the optimizer moves: the parameter itself, or of one in bfloat16 a float32 copy, as its gradient is then."""
+    if p.dtype != torch.bfloat16:
+        return p
+    p.grad_dtype = torch.float32
+    return p.detach().float()
 
 
 def _fingerprint(tensor: torch.Tensor) -> bytes:
