@@ -132,8 +132,9 @@ def test_a_forward_pass_that_fails_is_the_failure_of_those_in_it_alone():
         for call in (early, failing):
             with pytest.raises(RuntimeError, match="out of memory"):
                 await call
+        answers = await late
         await engine.generate([request(4, 2)], lambda index, token: True)
-        return await late
+        return answers
 
     for found, expected in zip(run(scenario), good, strict=True):
         assert_same(found, alone(expected))
