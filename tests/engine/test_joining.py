@@ -125,7 +125,9 @@ def test_a_forward_pass_that_fails_is_the_failure_of_those_in_it_alone():
     engine.model.body.register_forward_pre_hook(fail, with_kwargs=True)
 
     async def scenario():
-        early, failing, late = [await start(engine, *r) for r in ([request(1, 20)], [bad] * 8, good)]
+        early = await start(engine, request(1, 20))
+        await reach(engine, [1])
+        failing, late = [await start(engine, *requests) for requests in ([bad] * 8, good)]
         queued.set()
         # The loop stands still, so nobody has yet cancelled those of the failing call that wait.
         assert failed_thrice.wait(WAIT_S)
