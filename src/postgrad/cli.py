@@ -397,7 +397,7 @@ def _load_engine(path: Path) -> tuple[LocalEngine, Renderer, int]:
     from postgrad.text.tokenizer import load_tokenizer
 
     renderer = Renderer(load_tokenizer(path))
-    model = load_policy(path)
+    model = load_policy(path).requires_grad_(False)
     return LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode), renderer, model.context
 
 

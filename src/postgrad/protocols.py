@@ -53,7 +53,9 @@ class RolloutEngine(Protocol):
     ) -> list[Completion]:
         """Completions in the order of the requests.
 
-        `on_token(request index, token id)` streams them, and cancels the request by returning False.
+        `on_token(request index, token id)` streams them, and cancels the request by returning False. Calls that stream
+        may overlap: each begins at the next token of those under way, ends with its own last one, and when it is
+        cancelled its requests are.
         """
         ...
 

@@ -1,5 +1,6 @@
 """A request's answer is a function of its prompt, its parameters, its seed and the weights, and of nothing else."""
 
+import asyncio
 import random
 from functools import cache
 
@@ -111,8 +112,31 @@ def test_a_neighbour_that_is_cancelled_changes_nothing():
         seen[index] += 1
         return index % 2 == 0 or seen[index] < 3
 
-    answers = engine("llama").sample(sixty_four(), on_token)
+    answers = asyncio.run(engine("llama").generate(sixty_four(), on_token))
     whole = together("llama")
     assert_same(answers[::2], whole[::2])
     for a, b in zip(answers[1::2], whole[1::2], strict=True):
         assert a.token_ids == b.token_ids[:3]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_time_of_coming_does_not_matter(architecture):
+    async def one_by_one():
+        """Whenever anyone has a token, the next request comes before there is another token."""
+        loop = asyncio.get_running_loop()
+        calls = []
+
+        async def come():
+            request = sixty_four()[len(calls)]
+            calls.append(asyncio.create_task(engine(architecture).generate([request], on_token)))
+            await asyncio.sleep(0)
+
+        def on_token(index, token):
+            if len(calls) < 64:
+                asyncio.run_coroutine_threadsafe(come(), loop).result(60)
+            return True
+
+        await come()
+        return [(await calls[i])[0] for i in range(64)]
+
+    assert_same(asyncio.run(one_by_one()), together(architecture))

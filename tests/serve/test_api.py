@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
-import time
+import threading
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,14 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tiny_server import CONTEXT, ObservedEngine, running, tiny_engine
 
+from postgrad.errors import EngineError
 from postgrad.serve.api import create_app
 from postgrad.text import Renderer
 from postgrad.types import Completion, Conversation, GenerationRequest, Message, SamplingParams
 
 QUESTION = [{"role": "user", "content": "Why?"}]
+WAIT_S = 60
+"""For what comes in milliseconds unless something is broken."""
 
 
 class Served(NamedTuple):
@@ -162,13 +166,33 @@ def test_a_developer_message_and_text_parts_are_read_as_system_and_text(served: 
     assert as_parts.choices == as_text.choices
 
 
-def test_requests_that_wait_together_are_generated_together_and_keep_their_answers(served: Served) -> None:
-    alone = [served.ask(seed=seed, max_tokens=300).choices[0].message.content for seed in range(6)]
-    before = len(served.engine.batches)
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda seed: served.ask(seed=seed, max_tokens=300), range(6)))
-    assert [answer.choices[0].message.content for answer in answers] == alone
-    assert max(len(batch) for batch in served.engine.batches[before:]) > 1
+def test_a_short_answer_is_given_while_a_long_one_that_came_before_goes_on() -> None:
+    engine, renderer = tiny_engine(ends=False)
+    joined, answered = threading.Event(), threading.Event()
+
+    def on_step(seed: int, num: int) -> None:
+        if seed == 1 and num in (3, 20):
+            assert (joined if num == 3 else answered).wait(WAIT_S)
+
+    engine.on_step = on_step
+    app = create_app(engine, renderer, model_name="tiny", context=CONTEXT)
+    with (
+        running(app) as url,
+        OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        served = Served(client, engine, renderer, url)
+        long = pool.submit(served.ask, seed=1, max_tokens=60)
+        assert engine.queued.acquire(timeout=WAIT_S)
+        short = pool.submit(served.ask, seed=2, max_tokens=5)
+        assert engine.queued.acquire(timeout=WAIT_S)
+        joined.set()
+        quick = short.result(WAIT_S).choices[0].message.content
+        assert not long.done()
+        answered.set()
+        slow = long.result(WAIT_S).choices[0].message.content
+        assert quick == served.directly(SamplingParams(max_tokens=5), seed=2).text
+        assert slow == served.directly(SamplingParams(max_tokens=60), seed=1).text
 
 
 def test_the_models_are_listed_by_their_name(served: Served) -> None:
@@ -244,20 +268,44 @@ def test_a_body_that_is_not_json_and_a_path_that_is_not_there_use_the_same_envel
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_leaves_stops_its_generation(streamed: bool) -> None:
     engine, renderer = tiny_engine(ends=False)
+
+    begun = threading.Event()
+
+    def on_step(seed: int, num: int) -> None:
+        begun.set()
+        if num == 30:
+            assert engine.left.wait(WAIT_S)
+
+    engine.on_step = on_step
     app = create_app(engine, renderer, model_name="tiny", context=CONTEXT)
-    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": CONTEXT - 40, "temperature": 1.0}
-    with running(app) as url, OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        if streamed:
-            with client.chat.completions.create(**asked, stream=True) as stream:  # type: ignore
-                next(chunk for chunk in stream if chunk.choices[0].delta.content)
-        else:
-            with pytest.raises(openai.APITimeoutError):
-                client.with_options(timeout=0.1).chat.completions.create(**asked)  # type: ignore
-        deadline = time.monotonic() + 20
-        while not engine.batches and time.monotonic() < deadline:
-            time.sleep(0.01)
-        (completion,) = engine.batches[0]
-        assert completion.finish_reason == "cancelled"
-        assert len(completion.token_ids) < CONTEXT - 40
-        after = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=4)  # type: ignore
-        assert after.choices[0].finish_reason == "length"
+    asked = json.dumps({"model": "tiny", "messages": QUESTION, "stream": streamed})
+    with running(app) as url:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        connection.request("POST", "/v1/chat/completions", asked, {"content-type": "application/json"})
+        assert begun.wait(WAIT_S)
+        connection.close()
+        reason, num = engine.ends.get(timeout=WAIT_S)
+        assert reason == "cancelled"
+        assert num <= 30
+        with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            after = Served(client, engine, renderer, url).ask(max_tokens=4)
+            assert after.choices[0].finish_reason == "length"
+
+
+def test_an_engine_that_fails_is_a_500_for_those_it_failed_and_the_server_goes_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_step(seed: int, num: int) -> None:
+        if seed == 13 and num == 3:
+            raise EngineError("out of memory")
+
+    monkeypatch.setattr(served.engine, "on_step", on_step)
+    with pytest.raises(openai.InternalServerError, match="out of memory"):
+        served.ask(seed=13, n=2)
+    with pytest.raises(openai.APIError, match="out of memory"):
+        served.stream(seed=13)
+    assert served.ask(seed=3, max_tokens=9).choices[0].message.content == (
+        served.directly(SamplingParams(max_tokens=9), 3).text
+    )
+    with urllib.request.urlopen(f"{served.url}/health") as response:
+        assert json.load(response)["waiting"] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from postgrad.engine.local import LocalEngine
+from postgrad.engine.local import LocalEngine, OnToken, _Sequence
 from postgrad.models.policy import PolicyModel
 from postgrad.testing import byte_tokenizer
 from postgrad.text import Renderer
@@ -27,17 +28,40 @@ WIDTH = 264
 
 
 class ObservedEngine(LocalEngine):
-    """The local engine, remembering what it was asked and what it answered."""
+    """The local engine, telling what befalls its requests, known by their seeds."""
 
     def __init__(self, model: PolicyModel, renderer: Renderer) -> None:
+        self.on_step: Callable[[int, int], None] = lambda seed, num: None
+        """Called from the engine's thread with a seed and its number of tokens, each time there is one more."""
+        self.queued = threading.Semaphore(0)
+        """Released for every call whose requests the engine has."""
+        self.left = threading.Event()
+        """Set once a call has been cancelled."""
+        self.ends: queue.Queue[tuple[str, int]] = queue.Queue()
+        """Why and with how many tokens."""
         super().__init__(model, stop_ids=renderer.stop_ids, decode=renderer.decode)
-        self.batches: list[list[Completion]] = []
+        self.ends = queue.Queue()  # without what the engine tried itself with
 
     async def generate(
-        self, requests: Sequence[GenerationRequest], on_token: Callable[[int, int], bool] | None = None
+        self, requests: Sequence[GenerationRequest], on_token: OnToken | None = None
     ) -> list[Completion]:
-        self.batches.append(await super().generate(requests, on_token))
-        return self.batches[-1]
+        call = asyncio.ensure_future(super().generate(requests, on_token))
+        await asyncio.sleep(0)
+        self.queued.release()
+        try:
+            return await call
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+
+    def completion(self, sequence: _Sequence) -> Completion:
+        answer = super().completion(sequence)
+        self.ends.put((answer.finish_reason, len(answer.token_ids)))
+        return answer
+
+    def advance(self, sequence: _Sequence, token: int, logprob: float) -> None:
+        self.on_step(sequence.request.seed, len(sequence.ids) + 1)
+        super().advance(sequence, token, logprob)
 
 
 def tiny_engine(*, ends: bool = True) -> tuple[ObservedEngine, Renderer]:

@@ -90,9 +90,11 @@ class Memory:
                     like = self.prompt_keys[i] if tensors is self.keys else self.prompt_values[i]
                     tensor = like.new_zeros(0, like.shape[1], 0, like.shape[3])
                 if len(tensor) < slots or tensor.shape[2] < need:
-                    room = max(tensor.shape[2], -(-need // GROW) * GROW)
-                    grown = tensor.new_zeros(max(slots, len(tensor)), tensor.shape[1], room, tensor.shape[3])
-                    grown[: len(tensor), :, : tensor.shape[2]] = tensor
+                    # As much as there is use for now: who needed more may be gone.
+                    room = -(-need // GROW) * GROW
+                    grown = tensor.new_zeros(slots, tensor.shape[1], room, tensor.shape[3])
+                    kept = tensor[:slots, :, :room]
+                    grown[: len(kept), :, : kept.shape[2]] = kept
                     tensor = grown
                 tensors[i] = tensor
 

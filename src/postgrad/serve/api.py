@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 
 from postgrad.errors import ConfigError, DataError, PostgradError
 from postgrad.protocols import RolloutEngine
-from postgrad.serve.batcher import Batcher, Ticket
 from postgrad.serve.stream import TextStream
+from postgrad.serve.tickets import Ticket, Tickets
 from postgrad.serve.wire import ApiError, ChatRequest
 from postgrad.text import Renderer
 from postgrad.types import Completion, GenerationRequest, SamplingParams
@@ -41,16 +41,12 @@ def create_app(engine: RolloutEngine, renderer: Renderer, *, model_name: str, co
         model_name: what callers put into `model`.
         context: most tokens of a prompt and its answer together.
     """
-    chat = _Chat(Batcher(engine), renderer, model_name, context)
+    chat = _Chat(Tickets(engine), renderer, model_name, context)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        worker = asyncio.create_task(chat.batcher.run())
-        try:
-            yield
-        finally:
-            worker.cancel()
-            await asyncio.wait({worker})
+        yield
+        await chat.tickets.close()
 
     app = FastAPI(title="postgrad", lifespan=lifespan)
     app.add_exception_handler(ApiError, _on_api_error)
@@ -64,7 +60,7 @@ def create_app(engine: RolloutEngine, renderer: Renderer, *, model_name: str, co
             "status": "ok",
             "model": model_name,
             "policy_version": engine.version,
-            "waiting": chat.batcher.num_waiting,
+            "waiting": chat.tickets.num_waiting,
         }
 
     @app.get("/v1/models")
@@ -104,7 +100,7 @@ def serve(app: FastAPI, *, host: str, port: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Chat:
-    batcher: Batcher
+    tickets: Tickets
     renderer: Renderer
     model_name: str
     context: int
@@ -119,7 +115,7 @@ class _Chat:
             )
 
     def ticket(self, body: ChatRequest) -> Ticket:
-        """Check a request and put it in the queue. Choice i is seeded with seed + i."""
+        """Check a request and give it to the engine. Choice i is seeded with seed + i."""
         self.check_model(body.model)
         body.refuse_unsupported()
         try:
@@ -135,8 +131,8 @@ class _Chat:
         )
         seed = secrets.randbits(62) if body.seed is None else body.seed
         seeds = ((seed + i) % 2**63 for i in range(body.n or 1))
-        ticket = Ticket([GenerationRequest(prompt_ids, params, s) for s in seeds])
-        if not self.batcher.submit(ticket):
+        ticket = self.tickets.open([GenerationRequest(prompt_ids, params, s) for s in seeds])
+        if ticket is None:
             raise ApiError(429, "too many requests are waiting; try again in a moment", code="rate_limit_exceeded")
         return ticket
 
@@ -165,7 +161,7 @@ class _Chat:
                 raise _engine_error(error)
             completions = work.result()
         finally:
-            ticket.cancelled = True
+            ticket.cancel()
             work.cancel()
             gone.cancel()
         return {
@@ -184,7 +180,7 @@ class _Chat:
 
     async def stream(self, body: ChatRequest, ticket: Ticket) -> AsyncIterator[str]:
         """Server-sent events; logprobs, which the engine gives at the end, come with the last piece of a choice."""
-        head = self._head("chat.completion.chunk", self.batcher.engine.version)
+        head = self._head("chat.completion.chunk", self.tickets.engine.version)
         usage: dict[str, Any] = {"usage": None} if body.include_usage else {}
 
         def chunk(index: int, delta: dict[str, Any], **rest: Any) -> str:
@@ -220,7 +216,7 @@ class _Chat:
                 yield _event({**head, "choices": [], "usage": _usage(ticket, done)})
             yield "data: [DONE]\n\n"
         finally:
-            ticket.cancelled = True
+            ticket.cancel()
 
     def _head(self, kind: str, version: int) -> dict[str, Any]:
         return {
