@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from postgrad.errors import ConfigError
+from postgrad.models.footprint import activation_bytes, blank_policy
 from postgrad.models.policy import PolicyModel
 
 _OURS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -27,18 +28,32 @@ def fresh_policy(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> 
         ConfigError: an unknown key, a value that the architecture refuses, or no decoder that can be trained here.
     """
     transformers_logging.disable_progress_bar()
+    return PolicyModel(
+        AutoModelForCausalLM.from_config(
+            fresh_config(config, vocab_size=vocab_size, eos_id=eos_id), dtype=torch.float32
+        )
+    )
+
+
+def fresh_config(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> Any:
+    """The transformers configuration of `fresh_policy`, once a blank model of it has run.
+
+    Raises:
+        ConfigError: as `fresh_policy`.
+    """
     ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": None}
     _check_keys(config)
     name = config["model_type"]
     try:
         made = AutoConfig.for_model(**config, **ours)
-        lm = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
-        model = PolicyModel(lm)
-        _try(model)
+        model = blank_policy(made)
+        assert model.layers, "it has no layers"
+        assert model.context > 1, "its context is shorter than two tokens"
+        activation_bytes(model)
     # Every architecture has its own way of refusing a shape, down to KeyError and bare Exception.
     except Exception as e:  # noqa: BLE001
         raise ConfigError(f"'model.config': {name!r} cannot be built from these values ({_reason(e)})") from None
-    return model
+    return made
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:
@@ -57,15 +72,6 @@ def _check_keys(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"'model.config.{key}' comes from the tokenizer; remove it")
         if key not in known:
             raise ConfigError(f"unknown key 'model.config.{key}'; {name!r} has {', '.join(sorted(known - {*_OURS}))}")
-
-
-@torch.no_grad()
-def _try(model: PolicyModel) -> None:
-    """Run it once as it will be run: a shape that does not fit, or layers that are not found, fail here."""
-    assert model.layers, "it has no layers"
-    assert model.context > 1, "its context is shorter than two tokens"
-    ids, mask = torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[False, True]])
-    model.eval().token_outputs(ids, torch.tensor([2]), mask, temperature=1.0)
 
 
 def _reason(error: Exception) -> str:

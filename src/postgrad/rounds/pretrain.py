@@ -21,7 +21,7 @@ from postgrad.data.text import PARTS, Document, Part, read_documents
 from postgrad.engine.local import LocalEngine
 from postgrad.evals.calibration import clustered_calibration, ratio_interval
 from postgrad.methods.pretrain import TokenStream, bits_per_byte, pretrain, read_next_tokens
-from postgrad.models.fresh import fresh_policy
+from postgrad.models.fresh import fresh_config, fresh_policy
 from postgrad.models.load import load_policy, save_policy
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed
@@ -114,7 +114,7 @@ def run_pretrain(
 
 def _text_stage(run: _Run, stage: Stage) -> None:
     """Who is in which part; and that the model can be built at all, before anything takes long."""
-    fresh_policy(run.recipe.model.config, vocab_size=run.recipe.tokenizer.vocab_size, eos_id=0)
+    fresh_config(run.recipe.model.config, vocab_size=run.recipe.tokenizer.vocab_size, eos_id=0)
     texts = run.texts()
     write_lines(
         stage.directory / "documents.jsonl",
