@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from postgrad.engine.local import LocalEngine
     from postgrad.feedback.store import LabelStore
     from postgrad.rounds.manifest import Manifest
+    from postgrad.rounds.preflight import Plan
     from postgrad.rounds.summary import Bars
     from postgrad.text.template import Renderer
 
@@ -62,10 +63,11 @@ def run(
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     me: Annotated[bool, typer.Option("--me", help="Ask you for 20 comparisons instead of simulated raters.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how much memory each stage will need.")] = False,
     set_: Set = None,
 ) -> None:
     """Run a recipe, or go on with the unfinished run of it."""
-    _run(recipe, workspace, tuple(set_ or ()), me=me)
+    _run(recipe, workspace, tuple(set_ or ()), me=me, dry_run=dry_run)
 
 
 @app.command()
@@ -273,7 +275,7 @@ def main() -> None:
     sys.exit(2)
 
 
-def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: bool) -> None:
+def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: bool, dry_run: bool = False) -> None:
     from postgrad.config import load_recipe
     from postgrad.errors import ConfigError
     from postgrad.recipes import recipe_path
@@ -291,7 +293,10 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
         with console.status("starting"):
             from postgrad.rounds.summary import Bars, summary_tables
 
-            start = _prepare(recipe, path, workspace, _asker(console) if me else None)
+            plan, start = _prepare(recipe, path, workspace, _asker(console) if me else None)
+        _check_memory(plan, show=dry_run)
+        if dry_run:
+            return
         with Bars(console, METHODS[recipe.method]) as bars:
             manifest = start(bars)
     except KeyboardInterrupt:
@@ -313,24 +318,26 @@ _POLICY = {"round": "rl", "pretrain": "pretrain", "rl": "rl"}
 
 def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
-) -> Callable[[Bars], Manifest]:
-    """The recipe's method, ready to start: its slow imports done, and whatever can be refused at once refused."""
+) -> tuple[Plan, Callable[[Bars], Manifest]]:
+    """What memory depends on, and the recipe's method, ready to start: its slow imports done, its files found."""
     from postgrad.config import PretrainRecipe, RlRecipe
     from postgrad.models.pull import resolve
 
     if isinstance(recipe, PretrainRecipe):
         text = _source(recipe.data.source, path)
+        from postgrad.rounds.preflight import plan_run
         from postgrad.rounds.pretrain import run_pretrain
 
-        return lambda bars: run_pretrain(
+        return plan_run(recipe, initial=None, source=text), lambda bars: run_pretrain(
             recipe, workspace=workspace, source=text, bar=bars.open, announce=bars.announce
         )
     initial = resolve(recipe.model.name)
     if isinstance(recipe, RlRecipe):
         questions = _source(recipe.data.source, path) if recipe.data.source else None
+        from postgrad.rounds.preflight import plan_run
         from postgrad.rounds.reinforce import run_rl
 
-        return lambda bars: run_rl(
+        return plan_run(recipe, initial=initial, source=questions), lambda bars: run_rl(
             recipe,
             workspace=workspace,
             initial=initial,
@@ -340,9 +347,10 @@ def _prepare(
             announce=bars.announce,
         )
     source = _source(recipe.data.source, path)
+    from postgrad.rounds.preflight import plan_run
     from postgrad.rounds.round import run_round
 
-    return lambda bars: run_round(
+    return plan_run(recipe, initial=initial, source=source), lambda bars: run_round(
         recipe,
         workspace=workspace,
         initial=initial,
@@ -351,6 +359,20 @@ def _prepare(
         announce=bars.announce,
         ask=ask,
     )
+
+
+def _check_memory(plan: Plan, *, show: bool) -> None:
+    """Warn, or refuse, by the estimate; `show` draws it first."""
+    import torch
+
+    from postgrad.models.attainable import attainable_bytes
+    from postgrad.rounds.preflight import as_table, check_memory
+
+    attainable = attainable_bytes(torch.get_default_device())
+    if show:
+        _console().print(as_table(plan.estimates(), attainable))
+    if warning := check_memory(plan, attainable):
+        _say(f"warning: {warning}")
 
 
 def _interrupt_at_once() -> None:

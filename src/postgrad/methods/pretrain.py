@@ -29,7 +29,7 @@ PROBABILITY_DECADES = 6
 """Two bins a decade down to 1e-6, and one for all that is below."""
 WARMUP_FRAC = 0.1
 """Share of the steps over which the learning rate rises."""
-_AT_ONCE = 1024
+READ_AT_ONCE = 1024
 """Tokens of one forward pass whose whole distributions are read."""
 
 
@@ -128,7 +128,7 @@ def read_next_tokens(model: PolicyModel, stream: TokenStream, progress: Progress
     """
     model.eval()
     nats, counts, confidence, probability = [], [], [], []
-    at_once = max(1, _AT_ONCE // model.context)
+    at_once = max(1, READ_AT_ONCE // model.context)
     documents = list(stream.document_spans(model.context))
     for number, spans in enumerate(documents, 1):
         own = _Counts()

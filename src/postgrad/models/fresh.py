@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from postgrad.errors import ConfigError
-from postgrad.models.architecture import context_of
+from postgrad.errors import ConfigError, DataError
+from postgrad.models.footprint import activation_bytes, blank_policy
 from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
 
@@ -31,20 +31,33 @@ def fresh_policy(
         ConfigError: an unknown key, a value that the architecture refuses, or no decoder that can be trained here.
     """
     transformers_logging.disable_progress_bar()
+    placement = placement or place()
+    made = fresh_config(config, vocab_size=vocab_size, eos_id=eos_id)
+    try:
+        return PolicyModel(AutoModelForCausalLM.from_config(made, dtype=placement.dtype)).to(placement.device)
+    except DataError as e:
+        raise ConfigError(f"'model.config': {e}") from None
+
+
+def fresh_config(config: Mapping[str, Any], *, vocab_size: int, eos_id: int) -> Any:
+    """The transformers configuration of `fresh_policy`, once a blank model of it has run.
+
+    Raises:
+        ConfigError: as `fresh_policy`.
+    """
     ours = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": None}
     _check_keys(config)
-    placement = placement or place()
     name = config["model_type"]
     try:
         made = AutoConfig.for_model(**config, **ours)
-        assert context_of(made) > 1, "its context is shorter than two tokens"
-        lm = AutoModelForCausalLM.from_config(made, dtype=placement.dtype)
-        model = PolicyModel(lm)
+        model = blank_policy(made)
         assert model.layers, "it has no layers"
+        assert model.context > 1, "its context is shorter than two tokens"
+        activation_bytes(model)
     # Every architecture has its own way of refusing a shape, down to KeyError and bare Exception.
     except Exception as e:  # noqa: BLE001
         raise ConfigError(f"'model.config': {name!r} cannot be built from these values ({_reason(e)})") from None
-    return model.to(placement.device)
+    return made
 
 
 def _check_keys(config: Mapping[str, Any]) -> None:

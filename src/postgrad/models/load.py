@@ -71,7 +71,7 @@ def load_policy(
         )
     if gradient_checkpointing:
         lm.activation_checkpointing_enable()
-    model = PolicyModel(lm, heads=heads, adapter=_adapter(lm, lora_rank) if lora_rank else None)
+    model = PolicyModel(lm, heads=heads, adapter=add_adapter(lm, lora_rank) if lora_rank else None)
     stored = directory / "heads.safetensors"
     if heads and stored.exists():
         try:
@@ -82,17 +82,25 @@ def load_policy(
     return model.to(placement.device)
 
 
+def read_config(directory: Path) -> Any:
+    """The transformers configuration of a model directory; no weights are loaded.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise _unreadable(directory, e) from None
+
+
 def context_length(directory: Path) -> int:
-    """Most tokens that the model reads; no weights are loaded.
+    """Most tokens that the model reads.
 
     Raises:
         DataError: its configuration cannot be read.
     """
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as e:
-        raise _unreadable(directory, e) from None
-    return context_of(config)
+    return context_of(read_config(directory))
 
 
 def save_policy(model: PolicyModel, directory: Path, *, tokenizer_from: Path) -> None:
@@ -149,7 +157,8 @@ def load_reward_model(directory: Path, *, placement: Placement | None = None) ->
     return model
 
 
-def _adapter(lm: Any, rank: int) -> Any:
+def add_adapter(lm: Any, rank: int) -> Any:
+    """The peft model that has put a fresh adapter into `lm` and frozen everything else."""
     with warnings.catch_warnings():
         # peft asks transformers for an attribute under its old name.
         warnings.simplefilter("ignore", FutureWarning)

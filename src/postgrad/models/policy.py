@@ -74,7 +74,8 @@ class PolicyModel(nn.Module):
         self.adapter: Any
         config: Any = lm.config
         text_config = config.get_text_config()
-        own_BT = own_logprobs(lm.eval())
+        # A model without values, which only its sizes are asked of, says nothing.
+        own_BT = None if next(lm.parameters()).is_meta else own_logprobs(lm.eval())
         use_plans(lm)
         use_fast_products(lm)
         use_lean_layers(lm)
@@ -88,7 +89,8 @@ class PolicyModel(nn.Module):
             # (arXiv:2009.01325), appendix B, and Ziegler et al. 2019 (arXiv:1909.08593).
             nn.init.normal_(head.weight, std=0.0 if name == "value" else (text_config.hidden_size + 1) ** -0.5)
             nn.init.zeros_(head.bias)
-        self._check(own_BT)
+        if own_BT is not None:
+            self._check(own_BT)
 
     @torch.no_grad()
     def _check(self, own_BT: torch.Tensor) -> None:
