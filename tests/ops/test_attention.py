@@ -53,7 +53,7 @@ CASES = {
 def test_outputs_and_gradients_are_those_of_a_mask(case):
     spans, num = CASES[case]
     q, k, v = tensors(num)
-    out = packed_attention(q, k, v, plan_attention(spans), scale=0.4)
+    out = packed_attention(q, k, v, plan_attention(spans), scale=0.4, exact=False)
     expected = by_mask(q, k, v, spans, 0.4)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
@@ -68,7 +68,7 @@ def test_outputs_and_gradients_are_those_of_a_mask(case):
 def test_any_bundles(sizes):
     spans, num = bundles(*sizes)
     q, k, v = tensors(num)
-    out = packed_attention(q, k, v, plan_attention(spans), scale=1.0)
+    out = packed_attention(q, k, v, plan_attention(spans), scale=1.0, exact=False)
     torch.testing.assert_close(out, by_mask(q, k, v, spans, 1.0), atol=1e-12, rtol=0)
 
 
@@ -78,17 +78,30 @@ def test_numbers_of_a_head_that_do_not_lie_side_by_side_are_read_right():
     apart = [x.detach().transpose(2, 3).contiguous().transpose(2, 3) for x in (q, k, v)]
     assert apart[0].stride(-1) != 1
     plan = plan_attention(spans)
-    torch.testing.assert_close(packed_attention(*apart, plan, scale=0.4), packed_attention(q, k, v, plan, scale=0.4))
+    torch.testing.assert_close(
+        packed_attention(*apart, plan, scale=0.4, exact=False), packed_attention(q, k, v, plan, scale=0.4, exact=False)
+    )
+
+
+def test_exact_sums_are_those_of_float64_rounded_once():
+    spans, num = CASES["groups of siblings between others"]
+    q, k, v = (x.detach() for x in tensors(num, dtype=torch.float32))
+    plan = plan_attention(spans)
+    truth = by_mask(q.double(), k.double(), v.double(), spans, 0.4)
+    found = packed_attention(q, k, v, plan, scale=0.4, exact=True)
+    assert float((found == truth.float()).double().mean()) > 0.999
+    plain = packed_attention(q, k, v, plan, scale=0.4, exact=False)
+    assert float((plain == truth.float()).double().mean()) < 0.9
 
 
 def test_a_neighbour_changes_no_bit():
     spans, num = bundles((0, 50), (0, 50), (0, 49))
     q, k, v = (x.detach() for x in tensors(num, dtype=torch.float32))
     plan = plan_attention(spans)
-    before = packed_attention(q, k, v, plan, scale=0.4)
+    before = packed_attention(q, k, v, plan, scale=0.4, exact=False)
     for x in (q, k, v):
         x[:, :, 50:100] = 7.0
-    after = packed_attention(q, k, v, plan, scale=0.4)
+    after = packed_attention(q, k, v, plan, scale=0.4, exact=False)
     assert torch.equal(before[:, :, :50], after[:, :, :50])
     assert torch.equal(before[:, :, 100:], after[:, :, 100:])
     assert not torch.equal(before[:, :, 50:100], after[:, :, 50:100])

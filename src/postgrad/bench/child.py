@@ -156,7 +156,8 @@ def _decode(job: Json, machine: Machine) -> tuple[Step, Json]:
     """Every request to its full length: no token stops it."""
     directory = Path(job["model"])
     renderer = Renderer(load_tokenizer(directory))
-    model = load_policy(directory, placement=machine.placement)
+    # As it is served.
+    model = load_policy(directory, placement=machine.placement).requires_grad_(False)
     engine = LocalEngine(model, stop_ids=(), decode=renderer.decode)
     prompt = renderer.render_prompt(_ask(job["prompt"]))
     shape = model_shape(model)

@@ -211,14 +211,14 @@ class _Batch:
         self._model = engine.model
         self._waiting = waiting
         self._alive: list[_Sequence] = []
-        self._memory = Memory(len(self._model.layers), self._model.device)
+        self._memory = Memory(len(self._model.layers), self._model.device, exact=self._model.trains)
         self._prompt_states: dict[tuple[int, ...], torch.Tensor] = {}
 
     @torch.inference_mode()
     def run(self) -> None:
         """Until nobody is left; what a forward pass raises is the answer of those in it, while the waiting wait on."""
         self._model.eval()
-        with packed_weights(self._model.lm):
+        with packed_weights(self._model.lm, keep=not self._model.trains):
             self._serve()
 
     def _serve(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from postgrad.ops.attention import Spans, masked_attention, packed_attention, plan_attention
+from postgrad.ops.attention import Spans, masked_attention, packed_attention, plan_attention, widened
 
 GROW = 32
 """Own tokens that a row gains room for at a time: answers end when they like, so their limit is not reserved."""
@@ -24,10 +24,12 @@ class Memory:
     Args:
         num_layers: of the model.
         device: of the model.
+        exact: sum as a trainer does that reads these answers' logprobs.
     """
 
-    def __init__(self, num_layers: int, device: torch.device) -> None:
+    def __init__(self, num_layers: int, device: torch.device, *, exact: bool) -> None:
         self.device = device
+        self.exact = exact
         self.prompt_keys: list[Tensor] = [torch.empty(0)] * num_layers  # [U, K, P, D]
         self.prompt_values: list[Tensor] = [torch.empty(0)] * num_layers
         self.keys: list[Tensor] = [torch.empty(0)] * num_layers  # [B, K, W, D]
@@ -38,6 +40,10 @@ class Memory:
         self.lengths: list[int] = []
         """Row -> own tokens whose keys are here."""
         self.room = 0
+
+    def wide(self, x: Tensor) -> Tensor:
+        """Keys, values and queries as they are kept and summed."""
+        return widened(x) if self.exact else x
 
     def add_rows(self, prompts: Sequence[int]) -> None:
         """Rows without own tokens, each with the number of its prompt."""
@@ -161,7 +167,7 @@ class PromptPlan:
         self._keep(self._memory.prompt_values, i, v_1KND)
         all_seen = window is None or all(b - a <= window for a, b in self.spans)
         if q_1HND.device.type == "cpu" and softcap is None and all_seen:
-            return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale)
+            return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale, exact=self._memory.exact)
         out = torch.empty_like(q_1HND)
         for start, stop in self.spans:
             piece = slice(start, stop)
@@ -174,6 +180,7 @@ class PromptPlan:
 
     def _keep(self, tensors: list[Tensor], i: int, new_1KND: Tensor) -> None:
         _, heads, _, size = new_1KND.shape
+        new_1KND = self._memory.wide(new_1KND)
         grown = new_1KND.new_zeros(self._old + len(self.spans), heads, self._width, size)
         if self._old:
             grown[: self._old, :, : tensors[i].shape[2]] = tensors[i]
@@ -251,13 +258,13 @@ class StepPlan:
         i, memory = layer.layer_idx, self._memory
         keys, values = memory.keys[i][: self.rows], memory.values[i][: self.rows]
         slots = self._slots(*keys.shape[1:3])
-        keys.flatten(0, 2).index_copy_(0, slots, k_BKD.flatten(0, 1))
-        values.flatten(0, 2).index_copy_(0, slots, v_BKD.flatten(0, 1))
+        keys.flatten(0, 2).index_copy_(0, slots, memory.wide(k_BKD).flatten(0, 1))
+        values.flatten(0, 2).index_copy_(0, slots, memory.wide(v_BKD).flatten(0, 1))
         own_keys, own_values = keys[:, :, : self._width], values[:, :, : self._width]
         prompt_keys, prompt_values = memory.prompt_keys[i], memory.prompt_values[i]
         rows, heads, size = q_BHD.shape
         shared = prompt_keys.shape[1]
-        q_BKRD = (q_BHD * scale).view(rows, shared, heads // shared, size)
+        q_BKRD = (memory.wide(q_BHD) * scale).view(rows, shared, heads // shared, size)
         longest = self._longest
         scores = q_BKRD.new_empty(rows, shared, heads // shared, longest + self._width)
         scores[..., :longest] = self._apart(torch.matmul(self._together(q_BKRD), prompt_keys.transpose(2, 3)))
@@ -268,7 +275,7 @@ class StepPlan:
         weights = scores.softmax(-1)
         out = torch.matmul(weights[..., longest:], own_values)
         out += self._apart(torch.matmul(self._together(weights[..., :longest]), prompt_values))
-        return out.view(rows, heads, size).transpose(0, 1)
+        return out.view(rows, heads, size).transpose(0, 1).to(q_BHD.dtype)
 
     def _together(self, x_BKRD: Tensor) -> Tensor:
         """[B, K, R, D] -> [U, K, G * R, D]: what the siblings of a prompt have in common is one product."""

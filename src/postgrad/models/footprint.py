@@ -50,7 +50,7 @@ def activation_bytes(model: PolicyModel) -> int:
             position_ids=ids,
             attention_mask=NO_MASK,
             use_cache=False,
-            plan=PackedPlan(plan_attention(Spans(((0, _TOKENS),), ()))),
+            plan=PackedPlan(plan_attention(Spans(((0, _TOKENS),), ())), exact=False),
         )
     return sum(storage.nbytes() for storage in kept.values()) // _TOKENS
 
@@ -67,7 +67,7 @@ class Sizes:
     inputs: int
     """What all layers read of one token: kept even with gradient checkpointing."""
     keys_values: int
-    """Of one token in all layers."""
+    """Of one token in all layers, while the model is trained."""
     adapted: bool
     layers: int
     hidden: int
@@ -100,7 +100,7 @@ def count_sizes(model: PolicyModel) -> Sizes:
         trained=sum(p.nbytes for p in model.parameters() if p.requires_grad),
         kept=activation_bytes(model),
         inputs=layers * config.hidden_size * FLOAT_BYTES,
-        keys_values=2 * layers * key_heads * head * FLOAT_BYTES,
+        keys_values=2 * layers * key_heads * head * 2 * FLOAT_BYTES,
         adapted=model.adapter is not None,
         layers=layers,
         hidden=config.hidden_size,

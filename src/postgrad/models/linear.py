@@ -57,11 +57,8 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
 
 
 @contextmanager
-def packed_weights(lm: nn.Module) -> Iterator[None]:
-    """Multiply by packed copies of the weights, without gradients; those of a model that is trained go afterwards.
-
-    Beside a frozen model the copies stay for the next time, twice its memory.
-    """
+def packed_weights(lm: nn.Module, *, keep: bool) -> Iterator[None]:
+    """Multiply by packed copies of the weights, without gradients; those to `keep` are there the next time."""
     layers = [m for m in lm.modules() if isinstance(m, Linear) and can_pack(m.weight)]
     # Copies ask for twice the memory that they fill, and take the place of what training has freed.
     return_freed_memory()
@@ -72,7 +69,7 @@ def packed_weights(lm: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        if any(p.requires_grad for p in lm.parameters()):
+        if not keep:
             for layer in layers:
                 layer.packed = None
 

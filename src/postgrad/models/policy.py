@@ -26,8 +26,9 @@ MASKED_ROW = 256
 class PackedPlan:
     """Sequences laid end to end in one row; an `AttentionPlan`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, exact: bool) -> None:
         self._plan = plan
+        self._exact = exact
 
     def attend(
         self,
@@ -41,7 +42,7 @@ class PackedPlan:
         softcap: float | None,
     ) -> torch.Tensor:
         assert softcap is None, "the flash kernel squashes no scores"
-        return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale)
+        return packed_attention(q_1HND, k_1KND, v_1KND, self._plan, scale=scale, exact=self._exact)
 
 
 class Listener:
@@ -131,6 +132,10 @@ class PolicyModel(nn.Module):
         return unembedding_of(self.lm)
 
     @property
+    def trains(self) -> bool:
+        return any(p.requires_grad for p in self.lm.parameters())
+
+    @property
     def device(self) -> torch.device:
         return self.vocabulary_VD.device
 
@@ -168,7 +173,9 @@ class PolicyModel(nn.Module):
         attention: dict[str, Any]
         tokens_RL, positions_RL = packed.input_ids_RL.to(self.device), packed.position_ids_RL.to(self.device)
         if flash:
-            attention = {"attention_mask": NO_MASK, "plan": PackedPlan(plan_attention(packed.spans))}
+            # Where a backward pass follows, logprobs are not read but moved, and speed counts.
+            plan = PackedPlan(plan_attention(packed.spans), exact=not torch.is_grad_enabled())
+            attention = {"attention_mask": NO_MASK, "plan": plan}
         else:
             seen = spans_mask(packed.spans, *tokens_RL.shape).to(self.device)
             attention = {"attention_mask": self._layer_masks(seen, positions_RL)}

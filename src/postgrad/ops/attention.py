@@ -91,25 +91,38 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, *, scale: fl
     return (weights @ v[:, :, None]).flatten(1, 2)
 
 
-def packed_attention(q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, plan: Plan, *, scale: float) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """What attention sums in where logprobs are read: float64 for float32 on the CPU, itself elsewhere.
+
+    A token's sums are made up of other pieces when it is sampled than when its answer is read. In float32 they differ
+    by 1e-7 a layer, which grows to 3e-5 nats through thirty; rounded from float64 nearly all are the same bits.
+    """
+    return x.double() if x.dtype == torch.float32 and x.device.type == "cpu" else x
+
+
+def packed_attention(
+    q_1HND: Tensor, k_1KND: Tensor, v_1KND: Tensor, plan: Plan, *, scale: float, exact: bool
+) -> Tensor:
     """Softmax attention of every token over what its spans let it see, on the CPU; [1, H, N, D] like the queries.
 
     Each span goes through the flash attention of Dao et al. 2022 (arXiv:2205.14135) by itself. A token that sees two
     pieces, its own span and a shared prefix, gets their outputs weighted by their share of the softmax's denominator;
-    given the joint output and denominator, the backward pass of each piece is exact by itself.
+    given the joint output and denominator, the backward pass of each piece is exact by itself. With `exact` the
+    forward pass's sums are `widened`.
     """
-    out: Tensor = _PackedAttention.apply(q_1HND, k_1KND, v_1KND, plan, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _PackedAttention.apply(q_1HND, k_1KND, v_1KND, plan, scale, exact)  # type: ignore[no-untyped-call]
     return out
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, exact: bool) -> Tensor:
         # The kernel looks at neither of these.
         assert q.shape[1] % k.shape[1] == 0, "the number of query heads is a multiple of that of key heads"
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        given = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
+        q, k, v = map(widened, given) if exact else given
         out = torch.zeros_like(q)
-        # The kernel states denominators in float32 for bfloat16 too.
+        # The kernel states denominators in float32 for bfloat16.
         lse = q.new_zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         for start, stop in plan.single:
             piece = slice(start, stop)
@@ -127,12 +140,13 @@ class _PackedAttention(torch.autograd.Function):
             out[:, :, piece].mul_((lse[:, :, piece] - joint).exp_()[..., None])
             out[:, :, piece].addcmul_(part, (part_lse - joint).exp_()[..., None].to(part.dtype))
             lse[:, :, piece] = joint
-        ctx.save_for_backward(q, k, v, out, lse)
+        out = out.to(given[0].dtype)
+        ctx.save_for_backward(*given, out, lse.to(torch.promote_types(out.dtype, torch.float32)))
         ctx.plan, ctx.scale = plan, scale
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         gq, gk, gv = (torch.zeros_like(x) for x in (q, k, v))
@@ -155,7 +169,7 @@ class _PackedAttention(torch.autograd.Function):
             )  # fmt: skip
             for whole, place, part in zip((gq, gk, gv), (piece, prefix, prefix), parts, strict=True):
                 whole[:, :, place] += part
-        return gq, gk, gv, None, None
+        return gq, gk, gv, None, None, None
 
 
 def _gather(x_1HND: Tensor, places: Tensor, valid: Tensor) -> Tensor:
