@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from postgrad.ops.attention import Spans, masked_attention, packed_attention, plan_attention, widened
+from postgrad.ops.attention import Spans, masked_attention, packed_attention, plan_attention
+from postgrad.ops.product import widened
 
 GROW = 32
 """Own tokens that a row gains room for at a time: answers end when they like, so their limit is not reserved."""

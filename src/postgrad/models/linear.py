@@ -49,10 +49,10 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
         rows = x.reshape(-1, base.in_features)
         # The factors stay float32 beside bfloat16 weights: they are what the optimizer adds small steps to.
         a, b = (factors[name].weight.to(rows.dtype) for factors in (self.lora_A, self.lora_B))
-        if base.packed is None:
+        if torch.is_grad_enabled():
             out: torch.Tensor = AdaptedProduct.apply(rows, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call]
         else:
-            out = add_adapter(base.packed(rows, base.bias), rows, a, b, self.scaling[name])[0]
+            out = add_adapter(base(rows), rows, a, b, self.scaling[name])
         return out.view(*x.shape[:-1], base.out_features)
 
 
@@ -60,12 +60,13 @@ class LoraLinear(lora.Linear):  # type: ignore[misc]
 def packed_weights(lm: nn.Module, *, keep: bool) -> Iterator[None]:
     """Multiply by packed copies of the weights, without gradients; those to `keep` are there the next time."""
     layers = [m for m in lm.modules() if isinstance(m, Linear) and can_pack(m.weight)]
-    # Copies ask for twice the memory that they fill, and take the place of what training has freed.
-    return_freed_memory()
+    stale = [m for m in layers if m.packed is None or not m.packed.is_of(m.weight)]
+    if stale:
+        # Copies ask for twice the memory that they fill, and take the place of what training has freed.
+        return_freed_memory()
     with pages_of_its_own():
-        for layer in layers:
-            if layer.packed is None or not layer.packed.is_of(layer.weight):
-                layer.packed = PackedWeight(layer.weight)
+        for layer in stale:
+            layer.packed = PackedWeight(layer.weight)
     try:
         yield
     finally:
@@ -82,7 +83,7 @@ def use_fast_products(lm: nn.Module) -> None:
     for module in lm.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
-        elif type(module) is nn.Embedding:
+        elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
             module.__class__ = Embedding
         elif type(module) is lora.Linear and isinstance(module.base_layer, nn.Linear):
             module.__class__ = LoraLinear

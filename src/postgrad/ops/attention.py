@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from postgrad.ops.product import widened
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -89,15 +91,6 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, *, scale: fl
     scores = softcap * torch.tanh(grouped @ k[:, :, None].transpose(3, 4))
     weights = scores.masked_fill(~seen.unsqueeze(-3), -torch.inf).softmax(-1)
     return (weights @ v[:, :, None]).flatten(1, 2)
-
-
-def widened(x: Tensor) -> Tensor:
-    """What attention sums in where logprobs are read: float64 for float32 on the CPU, itself elsewhere.
-
-    A token's sums are made up of other pieces when it is sampled than when its answer is read. In float32 they differ
-    by 1e-7 a layer, which grows to 3e-5 nats through thirty; rounded from float64 nearly all are the same bits.
-    """
-    return x.double() if x.dtype == torch.float32 and x.device.type == "cpu" else x
 
 
 def packed_attention(
