@@ -17,7 +17,7 @@ from postgrad.ops.logprobs import CHUNK
 FLOAT_BYTES = 4
 KERNELS = 50_000_000
 """What torch and oneDNN take once they work: compiled kernels, scratch memory."""
-HOLES = 0.4
+HOLES = 0.5
 """Of all layers' activations, recomputed ones too: freed pieces of the heap that nothing later fits into."""
 _TOKENS = 64
 

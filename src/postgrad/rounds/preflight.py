@@ -98,13 +98,15 @@ class Plan:
         trained = learning("rl", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
         read = min(max(FORWARD_ONLY * recipe.batch_tokens, group), cfg.prompts_per_step * group)
         row = self.prompt + cfg.max_tokens
-        cached = max(row, min(row * MAX_BATCH, CACHE_TOKENS))
+        # An "rl" recipe answers its held-out questions between steps, as many at a time as there is room for.
+        rows = MAX_BATCH if isinstance(recipe, RlRecipe) else min(MAX_BATCH, cfg.prompts_per_step * cfg.group_size)
+        cached = max(row, min(row * rows, CACHE_TOKENS))
         return replace(
             trained,
             reference=0 if rank else self.sizes().weights,
             reward_model=self.sizes(heads=("reward",)).weights if isinstance(recipe, Recipe) else 0,
             activations=max(trained.activations, read * sizes.layer),
-            sampling=sizes.weights + cached * sizes.keys_values + 2 * MAX_BATCH * sizes.words * FLOAT_BYTES,
+            sampling=sizes.weights + cached * sizes.keys_values + 2 * rows * sizes.words * FLOAT_BYTES,
         )
 
 
