@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from postgrad.ops.logprobs import Unembedding, token_logprobs
+from postgrad.ops.logprobs import Unembedding, token_logprobs, wide_sum
 
 
 def inputs(n=11, d=6, v=17, dtype=torch.float64):
@@ -167,3 +167,10 @@ def test_no_tokens_give_no_logprobs_and_zero_gradients():
     assert logprobs.tolist() == entropy.tolist() == []
     assert weight.grad is not None
     assert weight.grad.abs().max().item() == 0
+
+
+def test_a_sum_over_a_whole_vocabulary_loses_no_digit_of_float32():
+    weights = torch.rand(3, 49_155, generator=torch.Generator().manual_seed(0)).exp()
+    truth = weights.double().sum(1)
+    assert float((wide_sum(weights) / truth - 1).abs().max()) < 5e-8
+    assert wide_sum(weights[:, :7]).tolist() == weights[:, :7].double().sum(1).tolist()
