@@ -184,8 +184,12 @@ def test_a_model_that_changes_its_logits_in_its_own_way_is_refused_with_the_diff
         PolicyModel(lm)
 
 
+@torch.no_grad()
 def test_half_precision_is_rounding():
-    PolicyModel(random_lm("gemma2", **FAMILIES["gemma2"]).bfloat16())
+    batch = siblings_batch(prompt=10, answers=(3, 12, 1))
+    whole = our_logprobs(PolicyModel(random_lm("gemma2", **FAMILIES["gemma2"])), batch, 1.0)
+    rounded = our_logprobs(PolicyModel(random_lm("gemma2", **FAMILIES["gemma2"]).bfloat16()), batch, 1.0)
+    assert 0 < float((whole - rounded)[batch.loss_mask].abs().mean()) < 0.05
 
 
 def test_a_context_that_depends_on_the_neighbours_length_is_the_original_one():
