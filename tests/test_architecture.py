@@ -22,6 +22,7 @@ ROWS = (
     ("rounds",),
     ("serve", "web", "bench"),
     ("recipes", "testing"),
+    ("label_cli",),
     ("cli",),
     ("__main__",),
 )

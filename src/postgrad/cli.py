@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postgrad.errors import PostgradError
+from postgrad.label_cli import label_app
 from postgrad.recipes import recipe_names
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="Fetch and list models.")
 app.add_typer(models_app, name="models")
+app.add_typer(label_app, name="label")
 
 Workspace = Annotated[
     Path, typer.Option(envvar="POSTGRAD_WORKSPACE", help="Holds rounds, labels and the release pointer.")

@@ -11,6 +11,7 @@ PostgradError
 ├── TrainingDiverged          a loss or gradient norm is not finite
 ├── GateFailed                the candidate may not be released
 └── StoreError                the label store, the workspace or the disk
+    └── StaleError            somebody, perhaps the same person in another tab, has been there since
 """
 
 
@@ -55,4 +56,8 @@ class GateFailed(PostgradError):
 
 
 class StoreError(PostgradError):
+    pass
+
+
+class StaleError(StoreError):
     pass

@@ -139,7 +139,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A rater's answer: tiers of answer indices, best first; indices in one tier are tied."""
+    """A rater's answer: tiers of answer indices, best first; indices in one tier are tied.
+
+    No tiers are an abstention: the rater could not judge, and `rationale` says why.
+    """
 
     comparison_id: str
     rater_id: str
@@ -149,6 +152,8 @@ class Preference:
     rationale: str = ""
     milliseconds: int | None = None
     weight: float = 1.0
+    both_bad: bool = False
+    """A tie in which no answer will do."""
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """(better, worse) for every ordered pair; ties yield nothing."""

@@ -1,5 +1,6 @@
 import sqlite3
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,43 @@ from sqlalchemy import create_engine, inspect, text
 from postgrad.db.engine import migrations_config, open_database, sqlite_url, store_errors
 from postgrad.db.tables import Base
 from postgrad.errors import StoreError
+from postgrad.feedback.records import Submission
+from postgrad.feedback.store import LabelStore
+from postgrad.types import Edit, Preference
 
 
 def test_an_empty_database_is_migrated_to_exactly_the_declared_tables(url: str) -> None:
     engine = open_database(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-        assert MigrationContext.configure(connection).get_current_revision() == "0001"
+        assert MigrationContext.configure(connection).get_current_revision() == "0002"
     engine.dispose()
 
 
-def test_downgrading_removes_every_table(url: str) -> None:
-    engine = open_database(url)
+def test_a_store_of_the_first_schema_keeps_every_answer_and_every_edit(url: str) -> None:
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     config = migrations_config()
-    with engine.execution_options(write=True).begin() as connection:
+    instant = "2026-01-01 00:00:00+00:00" if url.startswith("postgresql") else "2026-01-01 00:00:00"
+    rows = Path(__file__).with_name("revision_0001.sql").read_text(encoding="utf-8")
+    with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
-    assert inspect(engine).get_table_names() == ["alembic_version"]
+        command.upgrade(config, "0001")
+        for statement in rows.splitlines()[1:]:
+            connection.exec_driver_sql(statement.replace("NOW", f"'{instant}'").removesuffix(";"))
     engine.dispose()
+    with LabelStore(url) as store:
+        judged = list(store.preferences(purpose="train"))
+        assert [j.preference for j in judged] == [
+            Preference("c2", "ada", ((1,), (0,)), 3, "why", 900, 0.5),
+            Preference("c3", "ada", ((2,), (0, 1))),
+        ]
+        assert [j.order for j in judged] == [(1, 0), (0, 1, 2)]
+        assert judged[0].created_at == datetime(2026, 1, 1, tzinfo=UTC)
+        assert list(store.edits()) == [Edit("s1", "ada", "text 1", "a better text")]
+        assert store.counts()["preferences"] == 2
+        assert inspect(store._engine).has_table("preferences") is False
+        store.answer([Submission(Preference("c2", "ada", ((0,), (1,))), (0, 1), client_key="k4")])
+        assert store.counts()["preferences"] == 3
 
 
 def test_processes_that_open_an_empty_database_together_migrate_it_once(url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -35,3 +35,12 @@ def label_summary(preferences: Iterable[Preference]) -> dict[str, Any]:
 
 def _tiers(preference: Preference) -> list[frozenset[int]]:
     return [frozenset(tier) for tier in preference.tiers]
+
+
+def matches(kind: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether an answer to a gold task is the known one: the same winners, axes within one, the same steps."""
+    if kind == "rate":
+        return all(abs(given["axes"][axis] - value) <= 1 for axis, value in known["axes"].items())
+    if kind == "review":
+        return bool(given["steps"] == known["steps"])
+    return [set(tier) for tier in given["tiers"][:1]] == [set(tier) for tier in known["tiers"][:1]]

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from postgrad.db.tables import ComparisonRow, PreferenceRow, PromptRow, SampleRow
+from postgrad.db.tables import ComparisonRow, LabelRow, PromptRow, SampleRow
 from postgrad.feedback.records import Judged, Sample, Submission
+from postgrad.feedback.values import check_value
 from postgrad.types import Comparison, Conversation, Message, Preference, SamplingParams, ToolCall
 
 
@@ -75,19 +76,37 @@ def sample_from_row(row: SampleRow) -> Sample:
     )
 
 
-def submission_to_row(submission: Submission) -> dict[str, Any]:
+def submission_to_row(submission: Submission, *, prompt_id: str, num_answers: int) -> dict[str, Any]:
     p = submission.preference
+    kind = "compare" if num_answers == 2 else "rank"
+    abstained = "" if p.tiers else p.rationale
+    value = {"tiers": p.tiers, "strength": p.strength, "both_bad": p.both_bad, "cannot_judge": abstained}
     return {
+        "kind": kind,
+        "prompt_id": prompt_id,
         "comparison_id": p.comparison_id,
         "rater_id": p.rater_id,
         "client_key": submission.key,
-        "tiers": [list(tier) for tier in p.tiers],
-        "strength": p.strength,
+        "value": check_value(kind, value, num_answers=num_answers),
         "display_order": ",".join(map(str, submission.order)),
         "rationale": p.rationale,
         "milliseconds": p.milliseconds,
         "weight": p.weight,
     }
+
+
+def preference(row: LabelRow) -> Preference:
+    assert row.comparison_id is not None
+    return Preference(
+        comparison_id=row.comparison_id,
+        rater_id=row.rater_id,
+        tiers=tuple(tuple(tier) for tier in row.value["tiers"]),
+        strength=row.value["strength"],
+        rationale=row.rationale or row.value["cannot_judge"],
+        milliseconds=row.milliseconds,
+        weight=row.weight,
+        both_bad=row.value["both_bad"],
+    )
 
 
 def comparison(comparison_id: str, prompt: PromptRow, samples: Sequence[SampleRow]) -> Comparison:
@@ -100,19 +119,11 @@ def comparison(comparison_id: str, prompt: PromptRow, samples: Sequence[SampleRo
 
 
 def judged(
-    row: PreferenceRow, asked: Comparison, about: ComparisonRow, prompt: PromptRow, stages: tuple[str, ...], kind: Any
+    row: LabelRow, asked: Comparison, about: ComparisonRow, prompt: PromptRow, stages: tuple[str, ...], kind: Any
 ) -> Judged:
     purpose: Any = about.purpose
     return Judged(
-        preference=Preference(
-            comparison_id=row.comparison_id,
-            rater_id=row.rater_id,
-            tiers=tuple(tuple(tier) for tier in row.tiers),
-            strength=row.strength,
-            rationale=row.rationale,
-            milliseconds=row.milliseconds,
-            weight=row.weight,
-        ),
+        preference=preference(row),
         comparison=asked,
         order=tuple(int(i) for i in row.display_order.split(",")),
         prompt_id=about.prompt_id,

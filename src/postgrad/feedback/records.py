@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 
 from postgrad.types import Comparison, FinishReason, Preference, SamplingParams
 
-Purpose = Literal["train", "arena"]
+Purpose = Literal["train", "arena", "gold"]
+"""What a question is for; the answers to "gold" ones are known, and nothing is ever trained on them."""
 RaterKind = Literal["human", "simulated", "model"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 RATER_KINDS: tuple[RaterKind, ...] = get_args(RaterKind)

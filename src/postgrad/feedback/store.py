@@ -1,4 +1,4 @@
-"""The label store: prompts, samples, raters, comparisons, preferences and edits in one database.
+"""The label store: prompts, samples, raters, comparisons and labels in one database.
 
 Writing is idempotent: what is there already, with the same content, is left alone, so a stage that was killed
 simply writes everything again. Every call is one transaction.
@@ -20,11 +20,11 @@ from sqlalchemy.orm import Session
 
 from postgrad.db.engine import name, open_database, store_errors
 from postgrad.db.tables import (
+    AssignmentRow,
     Base,
     ComparisonAnswerRow,
     ComparisonRow,
-    EditRow,
-    PreferenceRow,
+    LabelRow,
     PromptRow,
     RaterRow,
     RoundRow,
@@ -33,6 +33,7 @@ from postgrad.db.tables import (
 from postgrad.errors import StoreError
 from postgrad.feedback import codec
 from postgrad.feedback.records import Judged, Purpose, RaterKind, Sample, Submission, content_id
+from postgrad.feedback.values import BETWEEN, check_value
 from postgrad.types import Comparison, Edit, Example
 
 Item = TypeVar("Item")
@@ -82,8 +83,8 @@ class LabelStore:
     def add_samples(self, samples: Iterable[Sample]) -> list[str]:
         """Store answers; their ids, in order."""
         rows = [{"id": s.id, **codec.sample_to_row(s)} for s in samples]
-        with self._writing() as session:
-            self._insert(session, SampleRow, rows)
+        with self.writing() as session:
+            self.insert(session, SampleRow, rows)
         return [row["id"] for row in rows]
 
     def add_raters(self, kind: RaterKind, raters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -95,7 +96,7 @@ class LabelStore:
         """Store comparisons, each a sequence of two or more sample ids of one prompt; their ids, in order."""
         groups = [tuple(question) for question in questions]
         ids = [content_id("comparison", round_id, purpose, group) for group in groups]
-        with self._writing() as session:
+        with self.writing() as session:
             prompts = self._prompts_of(session, {sample_id for group in groups for sample_id in group})
             comparisons, answers = [], []
             for comparison_id, group in zip(ids, groups, strict=True):
@@ -109,8 +110,8 @@ class LabelStore:
                     {"comparison_id": comparison_id, "position": i, "sample_id": sample_id}
                     for i, sample_id in enumerate(group)
                 ]
-            self._insert(session, ComparisonRow, comparisons)
-            self._insert(session, ComparisonAnswerRow, answers)
+            self.insert(session, ComparisonRow, comparisons)
+            self.insert(session, ComparisonAnswerRow, answers)
         return ids
 
     def answer(self, submissions: Iterable[Submission]) -> None:
@@ -119,28 +120,31 @@ class LabelStore:
         Raises:
             StoreError: also when a rater has already answered that question in that order under another key.
         """
+        given = list(submissions)
         wanted: dict[str, dict[str, Any]] = {}
-        with self._writing() as session:
-            for submission in submissions:
-                row = codec.submission_to_row(submission)
+        with self.writing() as session:
+            asked = self._asked(session, {s.preference.comparison_id for s in given})
+            for submission in given:
+                prompt_id, num_answers = asked[submission.preference.comparison_id]
+                row = codec.submission_to_row(submission, prompt_id=prompt_id, num_answers=num_answers)
                 if wanted.setdefault(submission.key, row) != row:
                     raise StoreError(
                         f"client key {submission.key!r} names two different answers; use a new key for each"
                     )
             for keys in _batches(list(wanted)):
-                for stored in session.scalars(select(PreferenceRow).where(PreferenceRow.client_key.in_(keys))):
+                for stored in session.scalars(select(LabelRow).where(LabelRow.client_key.in_(keys))):
                     row = wanted.pop(stored.client_key)
                     if stored.undone_at is not None or any(getattr(stored, c) != v for c, v in row.items()):
                         raise StoreError(
                             f"client key {stored.client_key!r} names another answer, or an undone one; use a new key"
                         )
             now = datetime.now(UTC)
-            session.add_all(PreferenceRow(**row, created_at=now) for row in wanted.values())
+            session.add_all(LabelRow(**row, created_at=now) for row in wanted.values())
             try:
                 session.flush()
             except IntegrityError as e:
                 raise StoreError(
-                    f"{name(self._engine)} refused an answer: its question or rater is unknown, or that rater has "
+                    f"{name(self._engine)} refused an answer: its rater is unknown, or that rater has "
                     f"answered it in that order already and must undo first ({str(e.orig).splitlines()[0]})"
                 ) from e
 
@@ -149,43 +153,51 @@ class LabelStore:
 
         The answer is kept, marked as undone.
         """
-        with self._writing() as session:
+        with self.writing() as session:
             last = session.scalars(
                 _live_preferences(purpose, round_id)
-                .where(PreferenceRow.rater_id == rater_id)
-                .order_by(PreferenceRow.id.desc())
+                .where(LabelRow.rater_id == rater_id)
+                .order_by(LabelRow.id.desc())
                 .limit(1)
             ).first()
             if last is None:
                 return None
-            session.execute(
-                update(PreferenceRow).where(PreferenceRow.id == last.id).values(undone_at=datetime.now(UTC))
-            )
+            assert last.comparison_id is not None
+            session.execute(update(LabelRow).where(LabelRow.id == last.id).values(undone_at=datetime.now(UTC)))
             return self._comparisons(session, [last.comparison_id])[last.comparison_id][0]
 
     def record_edits(self, edits: Iterable[Edit]) -> None:
         """Store corrected answers; `original` must be the sample's text."""
-        records = list(edits)
-        rows = [
-            {"id": content_id("edit", asdict(e)), "sample_id": e.sample_id, "rater_id": e.rater_id, "text": e.text}
-            for e in records
-        ]
-        with self._writing() as session:
-            for e in records:
-                text = session.scalar(select(SampleRow.text).where(SampleRow.id == e.sample_id))
-                if text != e.original:
+        rows = []
+        with self.writing() as session:
+            for e in edits:
+                sample = session.get(SampleRow, e.sample_id)
+                if sample is None or sample.text != e.original:
                     raise StoreError(f"the edit of sample {e.sample_id!r} does not start from that sample's text")
-            self._insert(session, EditRow, rows)
+                rows.append(
+                    {
+                        "kind": "edit",
+                        "prompt_id": sample.prompt_id,
+                        "sample_id": e.sample_id,
+                        "rater_id": e.rater_id,
+                        "client_key": content_id("edit", asdict(e)),
+                        "value": check_value("edit", {"text": e.text}),
+                        "display_order": "",
+                        "rationale": "",
+                        "weight": 1.0,
+                    }
+                )
+            self.insert(session, LabelRow, rows)
 
     def next_for(self, rater_id: str, *, purpose: Purpose, round_id: str) -> Comparison | None:
         """The question with the fewest answers that this rater has not answered; ties go by id, which is a hash."""
-        live = and_(PreferenceRow.comparison_id == ComparisonRow.id, PreferenceRow.undone_at.is_(None))
+        live = and_(LabelRow.comparison_id == ComparisonRow.id, LabelRow.undone_at.is_(None))
         num_answers = select(func.count()).where(live).correlate(ComparisonRow).scalar_subquery()
-        with self._reading() as session:
+        with self.reading() as session:
             comparison_id = session.scalars(
                 select(ComparisonRow.id)
                 .where(ComparisonRow.purpose == purpose, ComparisonRow.round_id == round_id)
-                .where(~exists().where(live, PreferenceRow.rater_id == rater_id))
+                .where(~exists().where(live, LabelRow.rater_id == rater_id))
                 .order_by(num_answers, ComparisonRow.id)
                 .limit(1)
             ).first()
@@ -194,7 +206,7 @@ class LabelStore:
     def comparisons(self, *, purpose: Purpose, round_id: str) -> Iterator[Comparison]:
         """All questions of a round, by id."""
         ids = select(ComparisonRow.id).where(ComparisonRow.purpose == purpose, ComparisonRow.round_id == round_id)
-        with self._reading() as session:
+        with self.reading() as session:
             for batch in _batches(list(session.scalars(ids.order_by(ComparisonRow.id)))):
                 found = self._comparisons(session, batch)
                 yield from (found[comparison_id][0] for comparison_id in batch)
@@ -202,33 +214,39 @@ class LabelStore:
     def preferences(
         self, *, purpose: Purpose, round_id: str | None = None, rater_id: str | None = None
     ) -> Iterator[Judged]:
-        """Standing preferences in the order of their submission; of all rounds where `round_id` is None."""
-        query = _live_preferences(purpose, round_id).order_by(PreferenceRow.id)
+        """Standing preferences in the order of their submission; of all rounds where `round_id` is None.
+
+        Abstentions are among them; what a rater was asked a second time, to see whether they agree with
+        themselves, is not.
+        """
+        repeat = exists().where(AssignmentRow.id == LabelRow.assignment_id, AssignmentRow.repeat)
+        query = _live_preferences(purpose, round_id).where(~repeat).order_by(LabelRow.id)
         if rater_id is not None:
-            query = query.where(PreferenceRow.rater_id == rater_id)
-        with self._reading() as session:
+            query = query.where(LabelRow.rater_id == rater_id)
+        with self.reading() as session:
             kinds: dict[str, Any] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
-            for batch in _batches(list(session.scalars(query.with_only_columns(PreferenceRow.id)))):
-                rows = session.scalars(
-                    select(PreferenceRow).where(PreferenceRow.id.in_(batch)).order_by(PreferenceRow.id)
-                ).all()
-                asked = self._comparisons(session, {row.comparison_id for row in rows})
+            for batch in _batches(list(session.scalars(query.with_only_columns(LabelRow.id)))):
+                rows = session.scalars(select(LabelRow).where(LabelRow.id.in_(batch)).order_by(LabelRow.id)).all()
+                asked = self._comparisons(session, {row.comparison_id for row in rows if row.comparison_id})
                 for row in rows:
+                    assert row.comparison_id is not None
                     yield codec.judged(row, *asked[row.comparison_id], kinds[row.rater_id])
 
     def samples(self, *, round_id: str, stage: str | None = None) -> Iterator[Sample]:
         query = select(SampleRow).where(SampleRow.round_id == round_id).order_by(SampleRow.prompt_id, SampleRow.id)
         if stage is not None:
             query = query.where(SampleRow.stage == stage)
-        with self._reading() as session:
+        with self.reading() as session:
             for row in session.scalars(query).yield_per(_BATCH):
                 yield codec.sample_from_row(row)
 
     def edits(self) -> Iterator[Edit]:
-        query = select(EditRow, SampleRow.text).join(SampleRow, SampleRow.id == EditRow.sample_id)
-        with self._reading() as session:
-            for row, original in session.execute(query.order_by(EditRow.created_at, EditRow.id)):
-                yield Edit(sample_id=row.sample_id, rater_id=row.rater_id, original=original, text=row.text)
+        """Standing ones, in the order of their submission."""
+        query = select(LabelRow, SampleRow).join(SampleRow, SampleRow.id == LabelRow.sample_id)
+        query = query.where(LabelRow.kind == "edit", LabelRow.undone_at.is_(None)).order_by(LabelRow.id)
+        with self.reading() as session:
+            for row, sample in session.execute(query):
+                yield Edit(sample.id, row.rater_id, original=sample.text, text=row.value["text"])
 
     def counts(self) -> dict[str, int]:
         """Rows by kind; undone preferences do not count."""
@@ -237,24 +255,25 @@ class LabelStore:
             "samples": SampleRow,
             "raters": RaterRow,
             "comparisons": ComparisonRow,
-            "edits": EditRow,
         }
-        with self._reading() as session:
+        with self.reading() as session:
             found = {key: session.scalar(select(func.count()).select_from(table)) or 0 for key, table in tables.items()}
-            standing = select(func.count()).select_from(PreferenceRow).where(PreferenceRow.undone_at.is_(None))
-            return {**found, "preferences": session.scalar(standing) or 0}
+            standing = select(func.count()).select_from(LabelRow).where(LabelRow.undone_at.is_(None))
+            edits = session.scalar(standing.where(LabelRow.kind == "edit")) or 0
+            preferences = session.scalar(standing.where(LabelRow.kind.in_(BETWEEN))) or 0
+            return {**found, "edits": edits, "preferences": preferences}
 
     @contextmanager
-    def _writing(self) -> Iterator[Session]:
+    def writing(self) -> Iterator[Session]:
         with store_errors(self._engine), Session(self._writer) as session, session.begin():
             yield session
 
     @contextmanager
-    def _reading(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Session]:
         with store_errors(self._engine), Session(self._engine) as session:
             yield session
 
-    def _insert(self, session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
+    def insert(self, session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
         """Insert what is not there; ids are content hashes, so what is there is the same."""
         if not rows:
             return
@@ -264,8 +283,8 @@ class LabelStore:
 
     def _insert_named(self, table: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Insert rows that somebody else named, after checking that a known name means the same."""
-        with self._writing() as session:
-            self._insert(session, table, rows)
+        with self.writing() as session:
+            self.insert(session, table, rows)
             for batch in _batches(rows):
                 found = session.scalars(select(table).where(table.id.in_([row["id"] for row in batch])))
                 stored = {row.id: row for row in found}
@@ -284,6 +303,21 @@ class LabelStore:
             found.update((row.id, row.prompt_id) for row in session.execute(query))
         if unknown := sorted(sample_ids - found.keys()):
             raise StoreError(f"{name(self._engine)} holds no sample {unknown[0]!r}; add the samples before you ask")
+        return found
+
+    def _asked(self, session: Session, comparison_ids: set[str]) -> dict[str, tuple[str, int]]:
+        """(prompt, number of answers) of each comparison."""
+        found: dict[str, tuple[str, int]] = {}
+        for batch in _batches(sorted(comparison_ids)):
+            query = (
+                select(ComparisonRow.id, ComparisonRow.prompt_id, func.count())
+                .join(ComparisonAnswerRow)
+                .where(ComparisonRow.id.in_(batch))
+                .group_by(ComparisonRow.id)
+            )
+            found.update((row[0], (row[1], row[2])) for row in session.execute(query))
+        if unknown := sorted(comparison_ids - found.keys()):
+            raise StoreError(f"{name(self._engine)} holds no question {unknown[0]!r}; ask it before you answer it")
         return found
 
     def _comparisons(
@@ -314,11 +348,11 @@ class LabelStore:
         }
 
 
-def _live_preferences(purpose: Purpose, round_id: str | None) -> Select[PreferenceRow]:
+def _live_preferences(purpose: Purpose, round_id: str | None) -> Select[LabelRow]:
     query = (
-        select(PreferenceRow)
-        .join(ComparisonRow, ComparisonRow.id == PreferenceRow.comparison_id)
-        .where(PreferenceRow.undone_at.is_(None), ComparisonRow.purpose == purpose)
+        select(LabelRow)
+        .join(ComparisonRow, ComparisonRow.id == LabelRow.comparison_id)
+        .where(LabelRow.undone_at.is_(None), LabelRow.kind.in_(BETWEEN), ComparisonRow.purpose == purpose)
     )
     return query if round_id is None else query.where(ComparisonRow.round_id == round_id)
 

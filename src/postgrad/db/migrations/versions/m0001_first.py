@@ -138,17 +138,3 @@ def _create_preferences() -> None:
         sqlite_where=live,
         postgresql_where=live,
     )
-
-
-def downgrade() -> None:
-    for table in (
-        "preferences",
-        "comparison_answers",
-        "comparisons",
-        "edits",
-        "samples",
-        "raters",
-        "prompts",
-        "rounds",
-    ):
-        op.drop_table(table)

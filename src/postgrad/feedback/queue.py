@@ -1,0 +1,398 @@
+"""The queue: who is asked what next, and what becomes of the answer.
+
+Invariants, each kept by one transaction and checked by the database: a task's `free`, `done` and leased places add up
+to its overlap; a person holds one lease, and answers a task once (twice where it is repeated on purpose); a label is
+stored before anyone is told so. The database's clock decides, never a client's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import and_, func, select, update
+from sqlalchemy.orm import Session
+
+from postgrad.config import QueueConfig
+from postgrad.db.tables import (
+    AccountRow,
+    AssignmentRow,
+    ComparisonAnswerRow,
+    GuidelineRow,
+    LabelRow,
+    PromptRow,
+    RaterRow,
+    SampleRow,
+    TaskRow,
+)
+from postgrad.errors import DataError, StaleError, StoreError
+from postgrad.feedback import audit, codec
+from postgrad.feedback.agreement import matches
+from postgrad.feedback.choose import next_assignment, num_answers, refusal, takes_place
+from postgrad.feedback.store import LabelStore
+from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Receipt, task_rows
+from postgrad.feedback.values import KINDS, Kind, check_value
+
+SKIPS_TO_PAUSE: Final = 3
+"""People who skip a task before it waits for a lead."""
+ADJUDICATION_PRIORITY: Final = 1_000
+LABELER_KINDS: Final[frozenset[Kind]] = frozenset(KINDS) - {"adjudicate"}
+
+
+class LabelQueue:
+    """Tasks of a label store, handed to people one at a time.
+
+    Every method is one transaction and raises StoreError as the store does; StaleError where an answer comes too late.
+    """
+
+    def __init__(self, store: LabelStore, config: QueueConfig | None = None) -> None:
+        self.store = store
+        self.config = config or QueueConfig()
+
+    def add(self, tasks: Iterable[NewTask], *, round_id: str) -> int:
+        """Store tasks, leaving alone those that are there; how many are new.
+
+        Raises:
+            StoreError: a subject that the store does not hold.
+            DataError: a known answer that is none, or an overlap of nobody.
+        """
+        wanted = {task.key: task for task in tasks}
+        with self.store.writing() as session:
+            before = session.scalar(select(func.count()).select_from(TaskRow)) or 0
+            self.store.insert(session, TaskRow, task_rows(session, list(wanted.values()), round_id))
+            return (session.scalar(select(func.count()).select_from(TaskRow)) or 0) - before
+
+    def claim(self, rater_id: str, *, kinds: Collection[Kind] = LABELER_KINDS) -> Assigned | Nothing:
+        """The task in this person's hands, its lease renewed, or else the next one."""
+        with self.store.writing() as session:
+            _lock_person(session, rater_id)
+            now = _now(session)
+            held = session.scalars(_held(rater_id)).first()
+            if held is None:
+                refused = refusal(session, rater_id, self.config)
+                if refused is not None:
+                    return refused
+                held = next_assignment(session, rater_id, kinds, self.config, now)
+            if held is None:
+                return Nothing("there is nothing to label at the moment")
+            held.lease_until = self._until(now)
+            return _assigned(session, held)
+
+    def heartbeat(self, assignment_id: str, rater_id: str) -> datetime:
+        """Keep a lease alive; until when.
+
+        Raises:
+            StaleError: the lease has gone to somebody else, or the task is answered.
+        """
+        with self.store.writing() as session:
+            row = _own(session, assignment_id, rater_id)
+            if row.state != "leased":
+                raise StaleError(f"this task is {row.state}; reload the page for the next one")
+            row.lease_until = self._until(_now(session))
+            return row.lease_until
+
+    def save_draft(self, assignment_id: str, rater_id: str, draft: Mapping[str, Any], *, version: int) -> int:
+        """Keep what is not finished; the draft's new version.
+
+        Raises:
+            StaleError: another tab has saved since `version` was read.
+        """
+        with self.store.writing() as session:
+            row = _own(session, assignment_id, rater_id)
+            if row.state not in ("leased", "expired"):
+                raise StaleError(f"this task is {row.state}; reload the page for the next one")
+            if row.draft_version != version:
+                raise StaleError("this draft was changed in another tab or window; reload to see it")
+            row.draft, row.draft_version = codec.plain(draft), version + 1
+            row.lease_until = max(row.lease_until, self._until(_now(session)))
+            return row.draft_version
+
+    def submit(  # noqa: D417 - the other arguments say what they are
+        self,
+        assignment_id: str,
+        rater_id: str,
+        value: Mapping[str, Any],
+        *,
+        client_key: str,
+        milliseconds: int | None = None,
+        rationale: str = "",
+    ) -> Receipt:
+        """Store an answer; the same key with the same content again is the same answer, and gets the same receipt.
+
+        Args:
+            value: as `postgrad.feedback.values` defines it; indices are those of answers, not of places on the screen.
+            milliseconds: that the person spent, as their browser says.
+
+        Raises:
+            DataError: the value does not fit the task.
+            StaleError: the lease ran out and others have the task, or it was answered in another tab.
+        """
+        with self.store.writing() as session:
+            _lock_person(session, rater_id)
+            row = _own(session, assignment_id, rater_id)
+            task = session.get_one(TaskRow, row.task_id, with_for_update=True)
+            checked = check_value(task.kind, value, num_answers=num_answers(session, task), details=task.details)
+            stored = session.scalars(select(LabelRow).where(LabelRow.client_key == client_key)).first()
+            if stored is not None:
+                if (stored.assignment_id, stored.value, stored.undone_at) != (assignment_id, checked, None):
+                    raise StaleError(f"client key {client_key!r} names another answer, or an undone one; use a new key")
+                return Receipt(stored.id, assignment_id, stored.created_at)
+            now = _now(session)
+            self._take(row, task)
+            row.state, row.closed_at, row.draft = "submitted", now, None
+            label = LabelRow(
+                kind=task.kind,
+                prompt_id=task.prompt_id,
+                comparison_id=task.comparison_id,
+                sample_id=task.sample_id,
+                task_id=task.id,
+                assignment_id=row.id,
+                rater_id=rater_id,
+                client_key=client_key,
+                value=checked,
+                display_order=row.display_order,
+                rationale=rationale,
+                milliseconds=milliseconds,
+                weight=1.0,
+                guideline=session.scalar(select(func.max(GuidelineRow.version))),
+                created_at=now,
+            )
+            session.add(label)
+            session.flush()
+            if row.gold:
+                assert task.answer is not None
+                row.correct = matches(task.kind, checked, task.answer)
+                self._examine(session, rater_id)
+            elif not row.repeat and task.kind in ("compare", "rank"):
+                self._escalate(session, task, now)
+            audit.record(
+                session, actor=rater_id, action="label", about=f"label {label.id}", at=now,
+                task=task.id, value=audit.digest_of(checked),
+            )  # fmt: skip
+            return Receipt(label.id, assignment_id, now)
+
+    def skip(self, assignment_id: str, rater_id: str, reason: str) -> None:
+        """Give a task back; this person is not asked again, and after `SKIPS_TO_PAUSE` people nobody is.
+
+        Raises:
+            DataError: no reason.
+            StaleError: the task is no longer in this person's hands.
+        """
+        if not reason.strip():
+            raise DataError("a skipped task needs a reason, which helps to mend it")
+        with self.store.writing() as session:
+            _lock_person(session, rater_id)
+            row = _own(session, assignment_id, rater_id)
+            if row.state == "skipped":
+                return
+            if row.state != "leased":
+                raise StaleError(f"this task is {row.state}; reload the page for the next one")
+            task = session.get_one(TaskRow, row.task_id, with_for_update=True)
+            now = _now(session)
+            row.state, row.reason, row.closed_at = "skipped", reason.strip(), now
+            if takes_place(row):
+                task.free += 1
+            session.flush()
+            skipped = select(func.count()).where(AssignmentRow.task_id == task.id, AssignmentRow.state == "skipped")
+            if not task.gold and (session.scalar(skipped) or 0) >= SKIPS_TO_PAUSE:
+                task.state = "paused"
+            audit.record(session, actor=rater_id, action="skip", about=f"task {task.id}", at=now, reason=row.reason)
+
+    def undo(self, rater_id: str) -> Assigned | None:
+        """Take back this person's last answer and put its task into their hands again, the answer as its draft.
+
+        What they held in its place goes back to the queue, with its draft. None where there is nothing to undo.
+        """
+        with self.store.writing() as session:
+            _lock_person(session, rater_id)
+            last = session.scalars(
+                select(LabelRow)
+                .where(LabelRow.rater_id == rater_id, LabelRow.undone_at.is_(None), LabelRow.assignment_id.is_not(None))
+                .order_by(LabelRow.id.desc())
+                .limit(1)
+            ).first()
+            if last is None:
+                return None
+            now = _now(session)
+            row = session.get_one(AssignmentRow, last.assignment_id)
+            held = session.scalars(_held(rater_id)).first()
+            both = [row.task_id] if held is None else [row.task_id, held.task_id]
+            # In order of id, as everyone does who locks several: two people who undo never wait for each other.
+            session.scalars(select(TaskRow).where(TaskRow.id.in_(both)).order_by(TaskRow.id).with_for_update()).all()
+            if held is not None:
+                _release(session, held, now)
+                session.flush()
+            last.undone_at = now
+            task = session.get_one(TaskRow, row.task_id)
+            task.done -= 1 if takes_place(row) else 0
+            row.state, row.closed_at, row.correct = "leased", None, None
+            row.draft, row.draft_version = last.value, row.draft_version + 1
+            row.lease_until = self._until(now)
+            session.flush()
+            audit.record(session, actor=rater_id, action="undo", about=f"label {last.id}", at=now)
+            return _assigned(session, row)
+
+    def sweep(self) -> int:
+        """Hand the places of expired leases back; how many there were."""
+        with self.store.writing() as session:
+            now = _now(session)
+            over = select(AssignmentRow).where(AssignmentRow.state == "leased", AssignmentRow.lease_until < now)
+            over = over.order_by(AssignmentRow.task_id)
+            rows = session.scalars(over.with_for_update(skip_locked=True)).all()
+            for row in rows:
+                _release(session, row, now)
+            return len(rows)
+
+    def prioritise(self, scores: Mapping[str, float]) -> int:
+        """Ask first what a reward model is least sure of.
+
+        Args:
+            scores: uncertainty by comparison id, from 0 (sure) to 1; what is not named keeps its priority.
+
+        Returns:
+            Waiting tasks that got a new priority, 0 to 100.
+        """
+        changed = 0
+        with self.store.writing() as session:
+            for comparison_id, score in scores.items():
+                result = session.execute(
+                    update(TaskRow)
+                    .where(
+                        TaskRow.comparison_id == comparison_id, TaskRow.free > 0, TaskRow.kind.in_(("compare", "rank"))
+                    )
+                    .values(priority=round(100 * min(1.0, max(0.0, score))))
+                )
+                changed += getattr(result, "rowcount", 0)
+        return changed
+
+    def set_state(self, task_ids: Sequence[int], state: str, *, actor: str) -> None:
+        """Pause, close or open tasks."""
+        assert state in ("open", "paused", "closed"), state
+        with self.store.writing() as session:
+            session.execute(update(TaskRow).where(TaskRow.id.in_(task_ids)).values(state=state))
+            about = f"tasks {','.join(map(str, task_ids))}"
+            audit.record(session, actor=actor, action=state, about=about[:255], at=_now(session))
+
+    def add_guideline(self, text: str, *, author_id: str) -> int:
+        """A new version, which labels name from now on."""
+        with self.store.writing() as session:
+            now = _now(session)
+            row = GuidelineRow(text=text, author_id=author_id, created_at=now)
+            session.add(row)
+            session.flush()
+            audit.record(
+                session, actor=author_id, action="guideline", about=f"guideline {row.version}", at=now,
+                text=audit.digest_of(text),
+            )  # fmt: skip
+            return row.version
+
+    def guideline(self) -> tuple[int, str] | None:
+        with self.store.reading() as session:
+            row = session.scalars(select(GuidelineRow).order_by(GuidelineRow.version.desc()).limit(1)).first()
+            return None if row is None else (row.version, row.text)
+
+    def _until(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=self.config.lease_s)
+
+    def _take(self, row: AssignmentRow, task: TaskRow) -> None:
+        """Move an assignment's place from leased to done; one that expired takes a free place, if there is one."""
+        if row.state == "expired" and (not takes_place(row) or task.free > 0):
+            task.free -= 1 if takes_place(row) else 0
+        elif row.state != "leased":
+            raise StaleError(
+                "the lease ran out and others have this task now"
+                if row.state == "expired"
+                else f"this task is {row.state} already, perhaps in another tab"
+            )
+        task.done += 1 if takes_place(row) else 0
+
+    def _examine(self, session: Session, rater_id: str) -> None:
+        """Pause an account that fails its examination or too many gold tasks later."""
+        session.flush()
+        mine = and_(AssignmentRow.rater_id == rater_id, AssignmentRow.gold, AssignmentRow.state == "submitted")
+        results = session.scalars(select(AssignmentRow.correct).where(mine)).all()
+        right, num = sum(map(bool, results)), len(results)
+        failed = num == self.config.exam_tasks and right < self.config.exam_pass * num
+        slipped = num >= self.config.pause_after and right < self.config.pause_below * num
+        account = session.get(AccountRow, rater_id)
+        if account is not None and account.state == "active" and (failed or slipped):
+            account.state = "paused"
+            account.reason = f"{right} of {num} questions with known answers were right; a lead will look at it"
+
+    def _escalate(self, session: Session, task: TaskRow, now: datetime) -> None:
+        """One more person for a disputed comparison, up to `max_overlap`; then an adjudicator."""
+        if task.free > 0 or task.done < task.overlap or self.config.max_overlap == 0:
+            return
+        values = session.scalars(
+            select(LabelRow.value)
+            .join(AssignmentRow, AssignmentRow.id == LabelRow.assignment_id)
+            .where(LabelRow.task_id == task.id, LabelRow.undone_at.is_(None), ~AssignmentRow.repeat)
+        ).all()
+        winners = [tuple(sorted(value["tiers"][0])) for value in values if value["tiers"]]
+        if not winners or max(map(winners.count, winners)) > self.config.agree_above * len(winners):
+            return
+        if task.overlap < self.config.max_overlap:
+            task.overlap, task.free = task.overlap + 1, task.free + 1
+        elif len(winners) > 1:
+            assert task.comparison_id is not None
+            ruling = NewTask("adjudicate", task.comparison_id, priority=ADJUDICATION_PRIORITY)
+            self.store.insert(session, TaskRow, task_rows(session, [ruling], task.round_id))
+
+
+def _now(session: Session) -> datetime:
+    """By the database's clock where it has one, so that servers on several machines agree."""
+    if session.get_bind().dialect.name == "postgresql":
+        now = session.scalar(select(func.clock_timestamp()))
+        assert isinstance(now, datetime)
+        return now.astimezone(UTC)
+    return datetime.now(UTC)
+
+
+def _lock_person(session: Session, rater_id: str) -> None:
+    if session.scalar(select(RaterRow.id).where(RaterRow.id == rater_id).with_for_update()) is None:
+        raise StoreError(f"rater {rater_id!r} is unknown; add it before it labels")
+
+
+def _held(rater_id: str) -> Any:
+    return select(AssignmentRow).where(AssignmentRow.rater_id == rater_id, AssignmentRow.state == "leased")
+
+
+def _own(session: Session, assignment_id: str, rater_id: str) -> AssignmentRow:
+    row = session.get(AssignmentRow, assignment_id, with_for_update=True)
+    if row is None or row.rater_id != rater_id:
+        raise StoreError(f"there is no assignment {assignment_id!r} of yours")
+    return row
+
+
+def _release(session: Session, row: AssignmentRow, now: datetime) -> None:
+    row.state, row.closed_at = "expired", now
+    if takes_place(row):
+        session.execute(update(TaskRow).where(TaskRow.id == row.task_id).values(free=TaskRow.free + 1))
+
+
+def _assigned(session: Session, row: AssignmentRow) -> Assigned:
+    session.flush()
+    task = session.get_one(TaskRow, row.task_id)
+    prompt = session.get_one(PromptRow, task.prompt_id)
+    texts: list[str] = []
+    if task.sample_id is not None:
+        texts = [session.get_one(SampleRow, task.sample_id).text]
+    elif task.comparison_id is not None:
+        sides = select(SampleRow.text).join(ComparisonAnswerRow, ComparisonAnswerRow.sample_id == SampleRow.id)
+        sides = sides.where(ComparisonAnswerRow.comparison_id == task.comparison_id)
+        texts = list(session.scalars(sides.order_by(ComparisonAnswerRow.position)))
+    order = tuple(int(i) for i in row.display_order.split(",")) if row.display_order else tuple(range(len(texts)))
+    kind: Any = task.kind
+    return Assigned(
+        id=row.id,
+        task_id=task.id,
+        kind=kind,
+        prompt=codec.conversation_from_json(prompt.conversation),
+        answers=tuple(texts[i] for i in order),
+        order=order,
+        details=task.details,
+        lease_until=row.lease_until,
+        draft=row.draft,
+        draft_version=row.draft_version,
+    )

@@ -1,0 +1,63 @@
+"""A small store with questions and people, for tests of the queue."""
+
+from postgrad.config import QueueConfig
+from postgrad.feedback.queue import LabelQueue
+from postgrad.feedback.records import Purpose, Sample
+from postgrad.feedback.store import LabelStore
+from postgrad.feedback.tasks import Assigned, NewTask
+from postgrad.types import Conversation, Example, Message, SamplingParams
+
+ROUND = "0001-test"
+PEOPLE = ("ada", "bob", "cyd", "dee")
+A_BETTER = {"tiers": [[0], [1]], "strength": 2}
+B_BETTER = {"tiers": [[1], [0]], "strength": 2}
+TIE = {"tiers": [[0, 1]]}
+
+
+def plain(**changes: object) -> QueueConfig:
+    """No gold, no repeats, no examination, unless a test asks for them."""
+    return QueueConfig.model_validate({"gold_frac": 0, "repeat_frac": 0, **changes})
+
+
+def fill(store: LabelStore, num: int, *, purpose: Purpose = "train", first: int = 0) -> list[str]:
+    """Prompts with two answers each; the ids of their comparisons."""
+    store.add_round(ROUND, recipe="test")
+    store.add_raters("human", {person: {} for person in PEOPLE})
+    names = [f"p{i}" for i in range(first, first + num)]
+    store.add_prompts(Example(name, Conversation((Message("user", f"Say {name}."),))) for name in names)
+    pairs = [store.add_samples(answer(name, f"{side} {name}", i) for i, side in enumerate("xy")) for name in names]
+    return store.ask(pairs, purpose=purpose, round_id=ROUND)
+
+
+def answer(prompt_id: str, text: str, policy_version: int = 0) -> Sample:
+    return Sample(
+        prompt_id=prompt_id,
+        round_id=ROUND,
+        stage="rl",
+        checkpoint="cd" * 32,
+        policy_version=policy_version,
+        params=SamplingParams(max_tokens=8),
+        seed=7,
+        text=text,
+        token_ids=(1, 2),
+        finish_reason="stop",
+    )
+
+
+def queue_of(store: LabelStore, num: int, *, overlap: int = 1, config: QueueConfig | None = None) -> LabelQueue:
+    queue = LabelQueue(store, config or plain())
+    comparisons = fill(store, num)
+    queue.add([NewTask("compare", c, overlap=overlap) for c in comparisons], round_id=ROUND)
+    return queue
+
+
+def claim(queue: LabelQueue, person: str) -> Assigned:
+    got = queue.claim(person)
+    assert isinstance(got, Assigned), got
+    return got
+
+
+def finish(queue: LabelQueue, person: str, value: dict[str, object], key: str = "") -> Assigned:
+    got = claim(queue, person)
+    queue.submit(got.id, person, value, client_key=key or got.id)
+    return got
