@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import select, text
-from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, TIE, answer, claim, fill, finish, plain, queue_of
+from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, TIE, answer, claim, fill, finish, plain, queue_of, shown
 
 from postgrad.db.tables import AccountRow, AssignmentRow, EventRow, LabelRow, TaskRow
 from postgrad.errors import DataError, StaleError, StoreError
@@ -12,7 +12,7 @@ from postgrad.feedback import audit
 from postgrad.feedback.choose import REPEAT_DISTANCE
 from postgrad.feedback.queue import SKIPS_TO_PAUSE, LabelQueue
 from postgrad.feedback.store import LabelStore
-from postgrad.feedback.tasks import NewTask, Nothing
+from postgrad.feedback.tasks import Assigned, NewTask, Nothing
 
 
 def task_rows(store: LabelStore) -> list[TaskRow]:
@@ -80,7 +80,7 @@ def test_sides_are_shuffled_for_each_person_and_stored(url: str) -> None:
                 got = claim(queue, person)
                 assert got.answers == tuple(f"{'xy'[i]} {got.prompt.messages[0].content[4:-1]}" for i in got.order)
                 orders[person].append(got.order)
-                queue.submit(got.id, person, A_BETTER, client_key=got.id)
+                queue.submit(got.id, person, shown(got, A_BETTER), client_key=got.id)
         assert orders["ada"] != orders["bob"]
         assert 5 < orders["ada"].count((0, 1)) < 35
         stored = [j.order for j in store.preferences(purpose="train", rater_id="ada")]
@@ -108,11 +108,11 @@ def test_the_same_submission_twice_is_one_label_with_one_receipt(url: str) -> No
     with LabelStore(url) as store:
         queue = queue_of(store, 2)
         got = claim(queue, "ada")
-        receipts = [queue.submit(got.id, "ada", A_BETTER, client_key="k") for _ in range(2)]
+        receipts = [queue.submit(got.id, "ada", shown(got, A_BETTER), client_key="k") for _ in range(2)]
         assert receipts[0] == receipts[1]
         assert store.counts()["preferences"] == 1
         with pytest.raises(StaleError, match="'k' names another answer"):
-            queue.submit(got.id, "ada", B_BETTER, client_key="k")
+            queue.submit(got.id, "ada", shown(got, B_BETTER), client_key="k")
 
 
 def test_a_second_tab_cannot_answer_again_nor_overwrite_a_draft(url: str) -> None:
@@ -124,9 +124,9 @@ def test_a_second_tab_cannot_answer_again_nor_overwrite_a_draft(url: str) -> Non
             queue.save_draft(got.id, "ada", {"rationale": "second tab"}, version=0)
         assert claim(queue, "ada").draft == {"rationale": "first tab"}
         queue.save_draft(got.id, "ada", {"rationale": "first tab again"}, version=version)
-        queue.submit(got.id, "ada", A_BETTER, client_key="one")
+        queue.submit(got.id, "ada", shown(got, A_BETTER), client_key="one")
         with pytest.raises(StaleError, match="submitted already, perhaps in another tab"):
-            queue.submit(got.id, "ada", A_BETTER, client_key="two")
+            queue.submit(got.id, "ada", shown(got, A_BETTER), client_key="two")
 
 
 def test_an_expired_lease_goes_to_somebody_else_and_a_late_answer_is_refused(url: str) -> None:
@@ -137,10 +137,10 @@ def test_an_expired_lease_goes_to_somebody_else_and_a_late_answer_is_refused(url
         assert queue.sweep() == 1
         other = claim(queue, "bob")
         with pytest.raises(StaleError, match="others have this task now"):
-            queue.submit(late.id, "ada", A_BETTER, client_key="late")
+            queue.submit(late.id, "ada", shown(late, A_BETTER), client_key="late")
         with pytest.raises(StaleError, match="this task is expired"):
             queue.heartbeat(late.id, "ada")
-        queue.submit(other.id, "bob", B_BETTER, client_key="bob")
+        queue.submit(other.id, "bob", shown(other, B_BETTER), client_key="bob")
         assert_places_add_up(store)
 
 
@@ -150,7 +150,7 @@ def test_a_late_answer_counts_while_its_place_is_still_free(url: str) -> None:
         late = claim(queue, "ada")
         time.sleep(0.1)
         queue.sweep()
-        queue.submit(late.id, "ada", A_BETTER, client_key="late")
+        queue.submit(late.id, "ada", shown(late, A_BETTER), client_key="late")
         assert isinstance(queue.claim("bob"), Nothing)
         assert_places_add_up(store)
 
@@ -209,10 +209,10 @@ def test_undo_brings_the_answer_back_as_a_draft_and_keeps_the_trace(url: str) ->
         assert back is not None
         assert (back.id, back.order) == (first.id, first.order)
         assert back.draft is not None
-        assert back.draft["tiers"] == [[0], [1]]
+        assert back.draft["value"]["tiers"] == [[first.order.index(0)], [first.order.index(1)]]
         assert store.counts()["preferences"] == 0
         assert_places_add_up(store)
-        queue.submit(back.id, "ada", B_BETTER, client_key="second thought")
+        queue.submit(back.id, "ada", shown(back, B_BETTER), client_key="second thought")
         assert claim(queue, "ada").draft == {"rationale": "begun"}
         with store.reading() as session:
             assert [row.undone_at is None for row in session.scalars(select(LabelRow).order_by(LabelRow.id))] == [
@@ -233,7 +233,7 @@ def test_an_undone_key_does_not_come_back(url: str) -> None:
         got = finish(queue, "ada", A_BETTER, key="k")
         queue.undo("ada")
         with pytest.raises(StaleError, match="or an undone one"):
-            queue.submit(got.id, "ada", A_BETTER, client_key="k")
+            queue.submit(got.id, "ada", shown(got, A_BETTER), client_key="k")
 
 
 def test_disputed_comparisons_get_one_more_person_and_then_an_adjudicator(url: str) -> None:
@@ -246,14 +246,9 @@ def test_disputed_comparisons_get_one_more_person_and_then_an_adjudicator(url: s
         assert finish(queue, "cyd", TIE).task_id == 1
         assert isinstance(queue.claim("dee"), Nothing)
         ruling = queue.claim("dee", kinds=("adjudicate",))
-        assert ruling == claim_of(ruling, kind="adjudicate")
-        queue.submit(ruling.id, "dee", A_BETTER, client_key="ruling")
+        assert isinstance(ruling, Assigned)
+        queue.submit(ruling.id, "dee", shown(ruling, A_BETTER), client_key="ruling")
         assert [t.kind for t in task_rows(store)] == ["compare", "compare", "adjudicate"]
-
-
-def claim_of(got: object, *, kind: str) -> object:
-    assert getattr(got, "kind", None) == kind, got
-    return got
 
 
 def test_a_majority_is_no_dispute(url: str) -> None:
@@ -353,7 +348,7 @@ def test_strangers_and_other_peoples_assignments_are_refused(url: str) -> None:
             queue.claim("eve")
         got = claim(queue, "ada")
         with pytest.raises(StoreError, match=r"no assignment .* of yours"):
-            queue.submit(got.id, "bob", A_BETTER, client_key="k")
+            queue.submit(got.id, "bob", shown(got, A_BETTER), client_key="k")
         with pytest.raises(StoreError, match="names the comparison 'nowhere', which is not stored"):
             queue.add([NewTask("compare", "nowhere")], round_id=ROUND)
 
@@ -426,7 +421,7 @@ def test_people_who_label_at_the_same_moment_lose_nothing_and_overfill_nothing(u
             with LabelStore(url) as own:
                 queue = LabelQueue(own, plain())
                 while not isinstance(got := queue.claim(person), Nothing):
-                    queue.submit(got.id, person, A_BETTER, client_key=got.id)
+                    queue.submit(got.id, person, shown(got, A_BETTER), client_key=got.id)
         except Exception as e:  # noqa: BLE001 - the thread reports whatever went wrong
             failures.append(e)
 

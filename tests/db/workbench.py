@@ -1,5 +1,7 @@
 """A small store with questions and people, for tests of the queue."""
 
+from typing import Any
+
 from postgrad.config import QueueConfig
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Purpose, Sample
@@ -57,7 +59,12 @@ def claim(queue: LabelQueue, person: str) -> Assigned:
     return got
 
 
-def finish(queue: LabelQueue, person: str, value: dict[str, object], key: str = "") -> Assigned:
+def finish(queue: LabelQueue, person: str, value: dict[str, Any], key: str = "") -> Assigned:
     got = claim(queue, person)
-    queue.submit(got.id, person, value, client_key=key or got.id)
+    queue.submit(got.id, person, shown(got, value), client_key=key or got.id)
     return got
+
+
+def shown(got: Assigned, value: dict[str, Any]) -> dict[str, Any]:
+    """An opinion on answers as one on their places on this person's screen."""
+    return value | {"tiers": [[got.order.index(answer) for answer in tier] for tier in value["tiers"]]}

@@ -87,7 +87,7 @@ def test_a_rater_answers_a_question_once_in_each_order(store: LabelStore) -> Non
 def test_one_bad_answer_in_a_batch_leaves_nothing_behind(store: LabelStore) -> None:
     ids = fill(store)
     batch = [Submission(better_first(i), (0, 1)) for i in (*ids, "no-such-question")]
-    with pytest.raises(StoreError, match="question or rater is unknown"):
+    with pytest.raises(StoreError, match="holds no question 'no-such-question'"):
         store.answer(batch)
     assert store.counts()["preferences"] == 0
 

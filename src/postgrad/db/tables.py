@@ -146,11 +146,11 @@ class GuidelineRow(Base):
 
 
 class TaskRow(Base):
-    """A question that waits for people: handed out by `priority`, then `id`, while `free` is positive."""
+    """A question that waits for people: handed out by `turn`, then `id`, while `free` is positive."""
 
     __tablename__ = "tasks"
     __table_args__ = (
-        Index("ix_tasks_queue", text("priority DESC"), "id", sqlite_where=_WAITING, postgresql_where=_WAITING),
+        Index("ix_tasks_queue", "turn", "id", sqlite_where=_WAITING, postgresql_where=_WAITING),
         Index("ix_tasks_gold", "id", sqlite_where=_GOLD, postgresql_where=_GOLD),
         CheckConstraint("free >= 0 AND done >= 0", name="counts"),
     )
@@ -171,7 +171,8 @@ class TaskRow(Base):
     """Its answer is known, and it is asked of everyone, whatever `overlap` says."""
     answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """The known one."""
-    priority: Mapped[int]
+    turn: Mapped[int]
+    """Lower ones are asked first: minus the task's priority."""
     overlap: Mapped[int]
     """Different people who are to answer; escalation raises it."""
     free: Mapped[int]

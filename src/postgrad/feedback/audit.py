@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from datetime import datetime
 from typing import Any, Final
 
@@ -54,10 +55,12 @@ def first_broken(session: Session) -> int | None:
     Events cut off at the end leave a shorter chain that holds: keep the last digest elsewhere to notice that.
     """
     previous, expected = _START, 1
-    for row in session.scalars(select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)):
-        if row.seq != expected or row.previous != previous or row.digest != digest_of(_content(row)):
-            return min(row.seq, expected)
-        previous, expected = row.digest, row.seq + 1
+    query = select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)
+    with closing(session.scalars(query)) as rows:
+        for row in rows:
+            if row.seq != expected or row.previous != previous or row.digest != digest_of(_content(row)):
+                return min(row.seq, expected)
+            previous, expected = row.digest, row.seq + 1
     return None
 
 

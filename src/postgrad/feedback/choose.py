@@ -99,7 +99,7 @@ def _work(session: Session, rater_id: str, kinds: Collection[Kind], now: datetim
         drafted.state, drafted.closed_at, drafted.opened_at = "leased", None, now
         return drafted
     last = session.execute(
-        select(TaskRow.priority, TaskRow.id)
+        select(TaskRow.turn, TaskRow.id)
         .join(AssignmentRow, AssignmentRow.task_id == TaskRow.id)
         .where(AssignmentRow.rater_id == rater_id, ~AssignmentRow.gold, ~AssignmentRow.repeat)
         .order_by(AssignmentRow.opened_at.desc())
@@ -107,13 +107,13 @@ def _work(session: Session, rater_id: str, kinds: Collection[Kind], now: datetim
     ).first()
     everywhere: list[ColumnElement[bool]] = [TaskRow.id > 0]
     if last is not None:
-        same = and_(TaskRow.priority == last.priority, TaskRow.id > last.id)
-        everywhere = [TaskRow.priority > last.priority, same, *everywhere]
+        same = and_(TaskRow.turn == last.turn, TaskRow.id > last.id)
+        everywhere = [TaskRow.turn < last.turn, same, *everywhere]
     for where in everywhere:
         task = session.scalars(
             select(TaskRow)
             .where(waiting, where, ~_met(rater_id))
-            .order_by(TaskRow.priority.desc(), TaskRow.id)
+            .order_by(TaskRow.turn, TaskRow.id)
             .limit(1)
             .with_for_update(skip_locked=True)
         ).first()

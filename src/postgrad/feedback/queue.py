@@ -121,7 +121,7 @@ class LabelQueue:
         """Store an answer; the same key with the same content again is the same answer, and gets the same receipt.
 
         Args:
-            value: as `postgrad.feedback.values` defines it; indices are those of answers, not of places on the screen.
+            value: as `postgrad.feedback.values` defines it, but that tiers speak of places on the screen, 0 the first.
             milliseconds: that the person spent, as their browser says.
 
         Raises:
@@ -133,6 +133,7 @@ class LabelQueue:
             row = _own(session, assignment_id, rater_id)
             task = session.get_one(TaskRow, row.task_id, with_for_update=True)
             checked = check_value(task.kind, value, num_answers=num_answers(session, task), details=task.details)
+            checked = _by_answer(checked, row)
             stored = session.scalars(select(LabelRow).where(LabelRow.client_key == client_key)).first()
             if stored is not None:
                 if (stored.assignment_id, stored.value, stored.undone_at) != (assignment_id, checked, None):
@@ -172,8 +173,11 @@ class LabelQueue:
             )  # fmt: skip
             return Receipt(label.id, assignment_id, now)
 
-    def skip(self, assignment_id: str, rater_id: str, reason: str) -> None:
+    def skip(self, assignment_id: str, rater_id: str, reason: str) -> int:
         """Give a task back; this person is not asked again, and after `SKIPS_TO_PAUSE` people nobody is.
+
+        Returns:
+            The task's number.
 
         Raises:
             DataError: no reason.
@@ -185,7 +189,7 @@ class LabelQueue:
             _lock_person(session, rater_id)
             row = _own(session, assignment_id, rater_id)
             if row.state == "skipped":
-                return
+                return row.task_id
             if row.state != "leased":
                 raise StaleError(f"this task is {row.state}; reload the page for the next one")
             task = session.get_one(TaskRow, row.task_id, with_for_update=True)
@@ -198,6 +202,7 @@ class LabelQueue:
             if not task.gold and (session.scalar(skipped) or 0) >= SKIPS_TO_PAUSE:
                 task.state = "paused"
             audit.record(session, actor=rater_id, action="skip", about=f"task {task.id}", at=now, reason=row.reason)
+            return task.id
 
     def undo(self, rater_id: str) -> Assigned | None:
         """Take back this person's last answer and put its task into their hands again, the answer as its draft.
@@ -227,11 +232,18 @@ class LabelQueue:
             task = session.get_one(TaskRow, row.task_id)
             task.done -= 1 if takes_place(row) else 0
             row.state, row.closed_at, row.correct = "leased", None, None
-            row.draft, row.draft_version = last.value, row.draft_version + 1
+            row.draft = {"value": _by_place(last.value, row), "rationale": last.rationale}
+            row.draft_version += 1
             row.lease_until = self._until(now)
             session.flush()
             audit.record(session, actor=rater_id, action="undo", about=f"label {last.id}", at=now)
             return _assigned(session, row)
+
+    def answered(self, rater_id: str) -> int:
+        """Standing labels of a person."""
+        with self.store.reading() as session:
+            mine = select(func.count()).where(LabelRow.rater_id == rater_id, LabelRow.undone_at.is_(None))
+            return session.scalar(mine) or 0
 
     def sweep(self) -> int:
         """Hand the places of expired leases back; how many there were."""
@@ -261,7 +273,7 @@ class LabelQueue:
                     .where(
                         TaskRow.comparison_id == comparison_id, TaskRow.free > 0, TaskRow.kind.in_(("compare", "rank"))
                     )
-                    .values(priority=round(100 * min(1.0, max(0.0, score))))
+                    .values(turn=-round(100 * min(1.0, max(0.0, score))))
                 )
                 changed += getattr(result, "rowcount", 0)
         return changed
@@ -369,6 +381,21 @@ def _release(session: Session, row: AssignmentRow, now: datetime) -> None:
     row.state, row.closed_at = "expired", now
     if takes_place(row):
         session.execute(update(TaskRow).where(TaskRow.id == row.task_id).values(free=TaskRow.free + 1))
+
+
+def _by_answer(value: dict[str, Any], row: AssignmentRow) -> dict[str, Any]:
+    """Tiers of places on the screen as tiers of answers."""
+    if not row.display_order:
+        return value
+    order = [int(i) for i in row.display_order.split(",")]
+    return value | {"tiers": [sorted(order[place] for place in tier) for tier in value["tiers"]]}
+
+
+def _by_place(value: dict[str, Any], row: AssignmentRow) -> dict[str, Any]:
+    if not row.display_order:
+        return value
+    order = [int(i) for i in row.display_order.split(",")]
+    return value | {"tiers": [sorted(order.index(answer) for answer in tier) for tier in value["tiers"]]}
 
 
 def _assigned(session: Session, row: AssignmentRow) -> Assigned:

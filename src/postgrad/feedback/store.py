@@ -6,8 +6,9 @@ simply writes everything again. Every call is one transaction.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
@@ -52,6 +53,9 @@ class LabelStore:
     def __init__(self, url: str, *, busy_timeout_s: float = 10.0) -> None:
         self._engine = open_database(url, busy_timeout_s=busy_timeout_s)
         self._writer = self._engine.execution_options(write=True)
+        self._turn: AbstractContextManager[Any] = (
+            threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -265,7 +269,8 @@ class LabelStore:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        with store_errors(self._engine), Session(self._writer) as session, session.begin():
+        """One transaction. SQLite's writers take turns here: its own waiting is a nap of doubling length."""
+        with self._turn, store_errors(self._engine), Session(self._writer) as session, session.begin():
             yield session
 
     @contextmanager

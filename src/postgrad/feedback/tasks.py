@@ -111,7 +111,7 @@ def _row(task: NewTask, found: tuple[str, int, str] | None, round_id: str) -> di
         "details": codec.plain(task.details),
         "gold": gold,
         "answer": answer,
-        "priority": task.priority,
+        "turn": -task.priority,
         "overlap": task.overlap,
         "free": 0 if gold else task.overlap,
         "done": 0,

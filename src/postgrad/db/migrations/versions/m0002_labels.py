@@ -23,9 +23,8 @@ def _refers(table: str, column: str, target: str, key: str = "id") -> sa.Foreign
 
 
 def _partial_index(name: str, table: str, columns: list[str], where: str, *, unique: bool = False) -> None:
-    expressions = [sa.text(c) if " " in c else c for c in columns]
     condition = sa.text(where)
-    op.create_index(name, table, expressions, unique=unique, sqlite_where=condition, postgresql_where=condition)
+    op.create_index(name, table, columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
 
 
 def upgrade() -> None:
@@ -60,7 +59,7 @@ def _create_tasks() -> None:
         sa.Column("details", sa.JSON, nullable=False),
         sa.Column("gold", sa.Boolean, nullable=False),
         sa.Column("answer", sa.JSON),
-        sa.Column("priority", sa.Integer, nullable=False),
+        sa.Column("turn", sa.Integer, nullable=False),
         sa.Column("overlap", sa.Integer, nullable=False),
         sa.Column("free", sa.Integer, nullable=False),
         sa.Column("done", sa.Integer, nullable=False),
@@ -76,7 +75,7 @@ def _create_tasks() -> None:
     )
     for column in ("round_id", "prompt_id", "comparison_id", "sample_id"):
         op.create_index(f"ix_tasks_{column}", "tasks", [column])
-    _partial_index("ix_tasks_queue", "tasks", ["priority DESC", "id"], "free > 0 AND state = 'open' AND NOT gold")
+    _partial_index("ix_tasks_queue", "tasks", ["turn", "id"], "free > 0 AND state = 'open' AND NOT gold")
     _partial_index("ix_tasks_gold", "tasks", ["id"], "gold")
 
 

@@ -1,0 +1,261 @@
+"""The page on which people label: one task at a time, by keyboard alone if they like.
+
+Every answer goes through the queue, on the server; the page says "saved" when the queue has said so, and keeps
+what is on the screen until then.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection
+from typing import Any, Final
+
+from nicegui import run, ui
+from nicegui.events import KeyEventArguments
+
+from postgrad.errors import PostgradError, StaleError
+from postgrad.feedback.queue import LabelQueue
+from postgrad.feedback.tasks import Assigned, Nothing
+from postgrad.feedback.values import Kind
+from postgrad.web.forms import Form, form_for
+from postgrad.web.render import to_html
+
+DRAFT_DELAY_S: Final = 0.6
+LOOK_AGAIN_S: Final = 10.0
+KEYS: Final = (
+    ("1 to 7", "grade a comparison, from A much better to B much better; 4 is a tie"),
+    ("0", "both bad"),
+    ("C", "cannot judge, with a reason"),
+    ("Enter", "send (Ctrl+Enter inside a text)"),
+    ("S", "skip, with a reason"),
+    ("U", "undo your last answer"),
+    ("G", "guidelines"),
+    ("R", "a remark on your answer"),
+    ("?", "this list"),
+    ("Esc", "leave a text or a window"),
+)
+
+
+class LabelPage:
+    """One browser tab of one person."""
+
+    def __init__(self, queue: LabelQueue, rater_id: str, kinds: Collection[Kind]) -> None:
+        self._queue, self._rater, self._kinds = queue, rater_id, kinds
+        self._task: Assigned | None = None
+        self._form: Form | None = None
+        self._version = 0
+        self._key = ""
+        self._shown_at = 0.0
+        self._busy = False
+        self._draft_timer: ui.timer | None = None
+
+    async def build(self) -> None:
+        with ui.header().classes("pg-header"):
+            ui.label("postgrad").classes("pg-brand")
+            self._count = ui.label().classes("pg-count")
+            ui.space()
+            self._status = ui.label().classes("pg-status").props("role=status aria-live=polite")
+            for key, name, action in (
+                ("U", "Undo", self.undo),
+                ("S", "Skip", self.ask_to_skip),
+                ("G", "Guidelines", self.show_guidelines),
+                ("?", "Keys", self._show_keys),
+            ):
+                with ui.button(on_click=action).props("flat dense no-caps color=inherit"):
+                    ui.html(f"<kbd>{key}</kbd> {name}", sanitize=True)
+        self._guidelines = ui.dialog().props("position=right full-height")
+        self._help = ui.dialog()
+        with self._help, ui.card():
+            for key, meaning in KEYS:
+                with ui.row().classes("items-center"):
+                    ui.html(f"<kbd>{key}</kbd>", sanitize=True)
+                    ui.label(meaning)
+        self._skip = ui.dialog()
+        with self._skip, ui.card().classes("pg-dialog"):
+            self._reason = ui.input("Why skip it? Enter sends.").props("autofocus").classes("w-full")
+            self._reason.on("keydown.enter", self.skip)
+            ui.button("Skip", on_click=self.skip).props("no-caps")
+        self._main = ui.column().classes("pg-main")
+        ui.keyboard(on_key=self._on_key, repeating=False)
+        ui.timer(max(1.0, self._queue.config.lease_s / 3), self._heartbeat)
+        ui.timer(LOOK_AGAIN_S, self._look_again)
+        await self.next()
+
+    async def next(self) -> None:
+        got = await self._ask(self._queue.claim, self._rater, kinds=self._kinds)
+        if got is not None:
+            await self._show(got)
+
+    async def send(self) -> None:
+        if self._task is None or self._form is None or self._busy:
+            return
+        value = self._form.value()
+        if value is None:
+            self._say(f"Not sent: {self._form.missing()}.", "warning")
+            return
+        self._key = self._key or uuid.uuid4().hex
+        self._cancel_draft()
+        receipt = await self._ask(
+            self._queue.submit,
+            self._task.id,
+            self._rater,
+            value,
+            client_key=self._key,
+            milliseconds=round(1000 * (time.monotonic() - self._shown_at)),
+            rationale=str(self._remark.value or ""),
+        )
+        if receipt is not None:
+            self._say(f"Saved as label {receipt.label_id}.", "positive")
+            await self.next()
+
+    async def undo(self) -> None:
+        if self._busy:
+            return
+        await self._save_draft()
+        back = await self._ask(self._queue.undo, self._rater, nothing="There is no answer to take back.")
+        if back is not None:
+            await self._show(back)
+            self._say("Taken back: change it and send it again.", "info")
+
+    async def ask_to_skip(self) -> None:
+        if self._task is not None:
+            self._reason.value = ""
+            self._skip.open()
+
+    async def skip(self) -> None:
+        reason = str(self._reason.value or "").strip()
+        if self._task is None or self._busy:
+            return
+        if not reason:
+            self._say("A skipped task needs a reason.", "warning")
+            return
+        self._skip.close()
+        if await self._ask(self._queue.skip, self._task.id, self._rater, reason):
+            self._say("Skipped.", "info")
+            await self.next()
+
+    async def show_guidelines(self) -> None:
+        found = await run.io_bound(self._queue.guideline)
+        self._guidelines.clear()
+        with self._guidelines, ui.card().classes("pg-guidelines"):
+            ui.label("Guidelines" if found is None else f"Guidelines, version {found[0]}").classes("pg-side")
+            ui.html(to_html("There are none yet." if found is None else found[1]), sanitize=True).classes("pg-text")
+        self._guidelines.open()
+
+    def _show_keys(self) -> None:
+        self._help.open()
+
+    async def _show(self, got: Assigned | Nothing) -> None:
+        self._cancel_draft()
+        self._main.clear()
+        self._key = ""
+        answered = await run.io_bound(self._queue.answered, self._rater)
+        self._count.text = f"{answered} answered"
+        if isinstance(got, Nothing):
+            self._task = self._form = None
+            with self._main:
+                ui.label(f"{got.reason[0].upper()}{got.reason[1:]}.").classes("pg-nothing")
+            return
+        self._task, self._version = got, got.draft_version
+        self._form = form_for(got, self._changed, self.send)
+        with self._main:
+            ui.label(_TITLES[got.kind]).classes("pg-title")
+            with ui.column().classes("pg-prompt"):
+                for message in got.prompt.messages:
+                    with ui.element("div").classes(f"pg-message pg-{message.role}"):
+                        ui.label(message.role).classes("pg-role")
+                        ui.html(to_html(message.content), sanitize=True).classes("pg-text")
+            self._form.build()
+            self._remark = ui.input("Remark (optional)", on_change=self._changed).classes("w-full pg-remark")
+            self._remark.on("keydown.ctrl.enter.prevent", self.send)
+            self._remark.on("keydown.escape", js_handler="(e) => e.target.blur()")
+            with ui.button(on_click=self.send).props("no-caps unelevated").classes("pg-send"):
+                ui.html("<kbd>Enter</kbd> Send", sanitize=True)
+        if got.draft is not None:
+            self._form.restore(got.draft["value"])
+            self._remark.value = got.draft["rationale"]
+            self._cancel_draft()
+        self._shown_at = time.monotonic()
+        ui.run_javascript("window.scrollTo(0, 0)")
+
+    async def _on_key(self, event: KeyEventArguments) -> None:
+        if not event.action.keydown or event.modifiers.ctrl or event.modifiers.meta or event.modifiers.alt:
+            return
+        if self._skip.value or self._guidelines.value or self._help.value:
+            return
+        key = str(event.key)
+        key = key.lower() if len(key) == 1 else key
+        if self._form is not None and self._form.press(key):
+            return
+        actions = {
+            "Enter": self.send,
+            "u": self.undo,
+            "s": self.ask_to_skip,
+            "g": self.show_guidelines,
+        }
+        if key in actions:
+            await actions[key]()
+        elif key == "r" and self._task is not None:
+            self._remark.run_method("focus")
+        elif key == "?":
+            self._show_keys()
+
+    def _changed(self) -> None:
+        self._cancel_draft()
+        with self._main:
+            self._draft_timer = ui.timer(DRAFT_DELAY_S, self._save_draft, once=True)
+
+    def _cancel_draft(self) -> None:
+        if self._draft_timer is not None:
+            self._draft_timer.cancel()
+            self._draft_timer = None
+
+    async def _save_draft(self) -> None:
+        if self._draft_timer is None or self._task is None or self._form is None or self._busy:
+            return
+        self._draft_timer = None
+        draft = {"value": self._form.draft(), "rationale": str(self._remark.value or "")}
+        version = await self._ask(self._queue.save_draft, self._task.id, self._rater, draft, version=self._version)
+        if version is not None:
+            self._version = version
+            self._say("Draft saved.", "info")
+
+    async def _heartbeat(self) -> None:
+        if self._task is not None and not self._busy:
+            await self._ask(self._queue.heartbeat, self._task.id, self._rater)
+
+    async def _look_again(self) -> None:
+        if self._task is None and not self._busy:
+            await self.next()
+
+    async def _ask(self, call: Any, *args: Any, nothing: str = "", **kwargs: Any) -> Any:
+        """Have the queue do something; None, and the reason on the page, where it would not."""
+        self._busy = True
+        try:
+            result = await run.io_bound(call, *args, **kwargs)
+            if result is None and nothing:
+                self._say(nothing, "info")
+            return result
+        except StaleError as e:
+            self._say(f"Not saved: {e}.", "negative")
+        except PostgradError as e:
+            self._say(f"Not saved: {e}. What you see is still here; try again.", "negative")
+        finally:
+            self._busy = False
+        return None
+
+    def _say(self, text: str, tone: str) -> None:
+        self._status.text = text
+        self._status.classes(replace=f"pg-status text-{tone}")
+
+
+_TITLES: Final = {
+    "compare": "Which answer is better?",
+    "adjudicate": "Others disagree here: which answer is better?",
+    "rank": "Rank the answers",
+    "rate": "Rate the answer",
+    "edit": "Make this answer right",
+    "write": "Write the answer",
+    "review": "Judge every step",
+}
