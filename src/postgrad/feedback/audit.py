@@ -13,7 +13,7 @@ from contextlib import closing
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
 from postgrad.db.tables import EventRow
@@ -21,6 +21,7 @@ from postgrad.db.tables import EventRow
 _CHAIN_LOCK: Final = 7_235_041_981
 """Key of the PostgreSQL advisory lock under which the chain grows; SQLite has one writer anyway."""
 _START: Final = "0" * 64
+_LAST = select(EventRow.seq, EventRow.digest).order_by(EventRow.seq.desc()).limit(1)
 
 
 def digest_of(value: Any) -> str:
@@ -34,19 +35,14 @@ def record(session: Session, *, actor: str, action: str, about: str, at: datetim
     """Add an event to the caller's transaction; best as its last act, because others wait for it to end."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CHAIN_LOCK})
-    last = session.execute(select(EventRow.seq, EventRow.digest).order_by(EventRow.seq.desc()).limit(1)).first()
+    last = session.execute(_LAST).first()
     seq, previous = (1, _START) if last is None else (last.seq + 1, last.digest)
     content = {
         "seq": seq, "at": _instant(at), "actor": actor, "action": action, "object": about, "details": details,
         "previous": previous,
     }  # fmt: skip
-    session.add(
-        EventRow(
-            seq=seq, at=at, actor=actor, action=action, object=about, details=details, previous=previous,
-            digest=digest_of(content),
-        )
-    )  # fmt: skip
-    session.flush()
+    event = {"seq": seq, "at": at, "actor": actor, "action": action, "object": about, "details": details}
+    session.execute(insert(EventRow), event | {"previous": previous, "digest": digest_of(content)})
 
 
 def first_broken(session: Session) -> int | None:

@@ -1,4 +1,7 @@
-"""Which task a person gets next: gold, a repeat with its sides swapped, or work."""
+"""Which task a person gets next: gold, a repeat with its sides swapped, or work.
+
+Statements are built once, with names for what changes: building them costs more than running them.
+"""
 
 from __future__ import annotations
 
@@ -6,145 +9,127 @@ import random
 import uuid
 from collections.abc import Collection
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy import and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from postgrad.config import QueueConfig
-from postgrad.db.tables import AccountRow, AssignmentRow, ComparisonAnswerRow, TaskRow
-from postgrad.feedback.tasks import Nothing
+from postgrad.db.tables import AssignmentRow, ComparisonAnswerRow, TaskRow
 from postgrad.feedback.values import BETWEEN, Kind
 
 REPEAT_DISTANCE: Final = 10
 """Tasks in between before one is asked again."""
 
+_RATER: Any = bindparam("rater")
+_MINE = AssignmentRow.rater_id == _RATER
+_SUBMITTED = and_(_MINE, AssignmentRow.state == "submitted")
+_OPEN = and_(TaskRow.state == "open", TaskRow.kind.in_(bindparam("kinds", expanding=True)))
+_WAITING = and_(TaskRow.free > 0, ~TaskRow.gold, _OPEN)
+_TOUCHED = and_(AssignmentRow.task_id == TaskRow.id, _MINE)
+_NEW = ~exists().where(_TOUCHED)
+"""This person never had the task."""
+_UNDONE = ~exists().where(_TOUCHED, AssignmentRow.state != "expired")
+"""This person has neither answered nor skipped the task, and does not hold it."""
+_AGAIN = aliased(AssignmentRow)
 
-def refusal(session: Session, rater_id: str, config: QueueConfig) -> Nothing | None:
-    """Why this person may have no task now."""
-    account = session.get(AccountRow, rater_id)
-    if account is not None and account.state != "active":
-        return Nothing(f"this account is {account.state}: {account.reason}")
-    if config.person_cap is not None:
-        answered = select(func.count()).where(
-            AssignmentRow.rater_id == rater_id, AssignmentRow.state == "submitted", ~AssignmentRow.gold,
-            ~AssignmentRow.repeat,
-        )  # fmt: skip
-        if (session.scalar(answered) or 0) >= config.person_cap:
-            return Nothing(f"you have answered {config.person_cap} tasks, which is all one person may")
-    return None
+NUM_ANSWERED = select(func.count()).where(_SUBMITTED, ~AssignmentRow.gold, ~AssignmentRow.repeat)
+_NUM_GOLD = select(func.count()).where(_SUBMITTED, AssignmentRow.gold)
+_NEXT_GOLD = select(TaskRow).where(TaskRow.gold, _OPEN, _UNDONE).order_by(TaskRow.id).limit(1)
+_OLD_COMPARISON = (
+    select(AssignmentRow.display_order, TaskRow)
+    .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
+    .where(_SUBMITTED, ~AssignmentRow.gold, ~AssignmentRow.repeat, TaskRow.kind == "compare")
+    .where(~exists().where(_AGAIN.task_id == AssignmentRow.task_id, _AGAIN.rater_id == _RATER, _AGAIN.repeat))
+    .order_by(AssignmentRow.opened_at.desc())
+    .offset(REPEAT_DISTANCE)
+    .limit(1)
+)
+_LAST = (
+    select(TaskRow.turn, TaskRow.id, AssignmentRow.state)
+    .join(AssignmentRow, AssignmentRow.task_id == TaskRow.id)
+    .where(_MINE, ~AssignmentRow.gold, ~AssignmentRow.repeat)
+    .order_by(AssignmentRow.opened_at.desc())
+    .limit(1)
+)
+_FIRST = select(TaskRow).order_by(TaskRow.turn, TaskRow.id).limit(1).with_for_update(skip_locked=True)
+_THE_SAME = _FIRST.where(_WAITING, TaskRow.id == bindparam("id"))
+_URGENT = _FIRST.where(_WAITING, TaskRow.turn < bindparam("turn"), _NEW)
+_FOLLOWING = _FIRST.where(_WAITING, TaskRow.turn == bindparam("turn"), TaskRow.id > bindparam("id"), _NEW)
+_ANY = _FIRST.where(_WAITING, _UNDONE)
+_EXPIRED = select(AssignmentRow).where(_MINE, AssignmentRow.task_id == bindparam("id"), ~AssignmentRow.repeat)
+_NUM_SIDES = select(func.count()).where(ComparisonAnswerRow.comparison_id == bindparam("comparison"))
 
 
 def next_assignment(
     session: Session, rater_id: str, kinds: Collection[Kind], config: QueueConfig, now: datetime
 ) -> AssignmentRow | None:
     """A new lease, not yet dated; None where nothing waits for this person."""
+    asked = {"rater": rater_id, "kinds": list(kinds)}
     dice = random.random()
-    answered = 0
-    if config.exam_tasks:
-        golden = select(func.count()).where(AssignmentRow.rater_id == rater_id, AssignmentRow.gold)
-        answered = session.scalar(golden.where(AssignmentRow.state == "submitted")) or 0
+    answered = session.scalar(_NUM_GOLD, asked) or 0 if config.exam_tasks else 0
     if answered < config.exam_tasks or dice < config.gold_frac:
-        row = _gold(session, rater_id, kinds, now)
-        if row is not None:
-            return row
-    elif dice < config.gold_frac + config.repeat_frac:
-        row = _repeat(session, rater_id, now)
-        if row is not None:
-            return row
-    return _work(session, rater_id, kinds, now)
-
-
-def _gold(session: Session, rater_id: str, kinds: Collection[Kind], now: datetime) -> AssignmentRow | None:
-    task = session.scalars(
-        select(TaskRow)
-        .where(TaskRow.gold, TaskRow.state == "open", TaskRow.kind.in_(kinds), ~_met(rater_id))
-        .order_by(TaskRow.id)
-        .limit(1)
-    ).first()
-    return None if task is None else assign(session, task, rater_id, now)
-
-
-def _repeat(session: Session, rater_id: str, now: datetime) -> AssignmentRow | None:
-    again = aliased(AssignmentRow)
-    first = session.execute(
-        select(AssignmentRow, TaskRow)
-        .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
-        .where(AssignmentRow.rater_id == rater_id, AssignmentRow.state == "submitted", ~AssignmentRow.gold)
-        .where(TaskRow.kind == "compare", ~AssignmentRow.repeat)
-        .where(~exists().where(again.task_id == AssignmentRow.task_id, again.rater_id == rater_id, again.repeat))
-        .order_by(AssignmentRow.opened_at.desc())
-        .offset(REPEAT_DISTANCE)
-        .limit(1)
-    ).first()
-    if first is None:
-        return None
-    swapped = ",".join(reversed(first.AssignmentRow.display_order.split(",")))
-    return assign(session, first.TaskRow, rater_id, now, order=swapped, repeat=True)
-
-
-def _work(session: Session, rater_id: str, kinds: Collection[Kind], now: datetime) -> AssignmentRow | None:
-    """Own unfinished work first; then what follows the last task, which saves passing over all that is behind."""
-    waiting = and_(TaskRow.free > 0, TaskRow.state == "open", ~TaskRow.gold, TaskRow.kind.in_(kinds))
-    drafted = session.scalars(
-        select(AssignmentRow)
-        .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
-        .where(AssignmentRow.rater_id == rater_id, AssignmentRow.state == "expired", waiting)
-        .order_by(AssignmentRow.opened_at.desc())
-        .limit(1)
-        .with_for_update(of=TaskRow, skip_locked=True)
-    ).first()
-    if drafted is not None:
-        session.get_one(TaskRow, drafted.task_id).free -= 1
-        drafted.state, drafted.closed_at, drafted.opened_at = "leased", None, now
-        return drafted
-    last = session.execute(
-        select(TaskRow.turn, TaskRow.id)
-        .join(AssignmentRow, AssignmentRow.task_id == TaskRow.id)
-        .where(AssignmentRow.rater_id == rater_id, ~AssignmentRow.gold, ~AssignmentRow.repeat)
-        .order_by(AssignmentRow.opened_at.desc())
-        .limit(1)
-    ).first()
-    everywhere: list[ColumnElement[bool]] = [TaskRow.id > 0]
-    if last is not None:
-        same = and_(TaskRow.turn == last.turn, TaskRow.id > last.id)
-        everywhere = [TaskRow.turn < last.turn, same, *everywhere]
-    for where in everywhere:
-        task = session.scalars(
-            select(TaskRow)
-            .where(waiting, where, ~_met(rater_id))
-            .order_by(TaskRow.turn, TaskRow.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        ).first()
+        task = session.scalars(_NEXT_GOLD, asked).first()
         if task is not None:
-            task.free -= 1
-            return assign(session, task, rater_id, now)
-    return None
+            return _reopened(session, task, rater_id, now) or _assigned(session, task, rater_id, now)
+    elif dice < config.gold_frac + config.repeat_frac:
+        first = session.execute(_OLD_COMPARISON, asked).first()
+        if first is not None:
+            swapped = ",".join(reversed(first.display_order.split(",")))
+            return _assigned(session, first.TaskRow, rater_id, now, repeated=swapped)
+    return _work(session, rater_id, asked, now)
 
 
-def assign(
-    session: Session, task: TaskRow, rater_id: str, now: datetime, *, order: str | None = None, repeat: bool = False
+def takes_place(row: AssignmentRow) -> bool:
+    return not (row.gold or row.repeat)
+
+
+def _work(session: Session, rater_id: str, asked: dict[str, Any], now: datetime) -> AssignmentRow | None:
+    """What expired in this person's hands first; then what follows it, which saves passing over all that is behind."""
+    last = session.execute(_LAST, asked).first()
+    if last is not None:
+        after = {**asked, "turn": last.turn, "id": last.id}
+        if last.state == "expired":
+            task = session.scalars(_THE_SAME, after).first()
+            if task is not None:
+                task.free -= 1
+                return _reopened(session, task, rater_id, now)
+        for search in (_URGENT, _FOLLOWING):
+            task = session.scalars(search, after).first()
+            if task is not None:
+                task.free -= 1
+                return _assigned(session, task, rater_id, now)
+    task = session.scalars(_ANY, asked).first()
+    if task is None:
+        return None
+    task.free -= 1
+    return _reopened(session, task, rater_id, now) or _assigned(session, task, rater_id, now)
+
+
+def _reopened(session: Session, task: TaskRow, rater_id: str, now: datetime) -> AssignmentRow | None:
+    """The expired assignment that this person has of the task, with its order and its draft."""
+    row = session.scalars(_EXPIRED, {"rater": rater_id, "id": task.id}).first()
+    if row is not None:
+        row.state, row.closed_at, row.opened_at = "leased", None, now
+    return row
+
+
+def _assigned(
+    session: Session, task: TaskRow, rater_id: str, now: datetime, *, repeated: str | None = None
 ) -> AssignmentRow:
-    """A new assignment, or the expired one that this person has of the task; its sides in an order of their own."""
-    old = session.scalars(
-        select(AssignmentRow).where(
-            AssignmentRow.task_id == task.id, AssignmentRow.rater_id == rater_id, AssignmentRow.repeat == repeat
-        )
-    ).first()
-    if old is not None:
-        old.state, old.closed_at, old.opened_at = "leased", None, now
-        return old
-    indices = list(range(num_answers(session, task))) if task.kind in BETWEEN else []
-    random.shuffle(indices)
+    """A new assignment, its sides in an order of its own, or in that of a repeat."""
+    indices: list[int] = []
+    if task.kind in BETWEEN and repeated is None:
+        indices = list(range(session.scalar(_NUM_SIDES, {"comparison": task.comparison_id}) or 0))
+        random.shuffle(indices)
     row = AssignmentRow(
         id=uuid.uuid4().hex,
         task_id=task.id,
         rater_id=rater_id,
-        repeat=repeat,
+        repeat=repeated is not None,
         gold=task.gold,
         state="leased",
-        display_order=",".join(map(str, indices)) if order is None else order,
+        display_order=",".join(map(str, indices)) if repeated is None else repeated,
         lease_until=now,
         draft_version=0,
         reason="",
@@ -152,21 +137,3 @@ def assign(
     )
     session.add(row)
     return row
-
-
-def takes_place(row: AssignmentRow) -> bool:
-    return not (row.gold or row.repeat)
-
-
-def num_answers(session: Session, task: TaskRow) -> int:
-    if task.comparison_id is None:
-        return 0
-    sides = select(func.count()).where(ComparisonAnswerRow.comparison_id == task.comparison_id)
-    return session.scalar(sides) or 0
-
-
-def _met(rater_id: str) -> ColumnElement[bool]:
-    """Whether a person has answered or skipped a task, or holds it."""
-    return exists().where(
-        AssignmentRow.task_id == TaskRow.id, AssignmentRow.rater_id == rater_id, AssignmentRow.state != "expired",
-    )  # fmt: skip

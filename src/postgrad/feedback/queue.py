@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import and_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from postgrad.config import QueueConfig
@@ -29,7 +29,7 @@ from postgrad.db.tables import (
 from postgrad.errors import DataError, StaleError, StoreError
 from postgrad.feedback import audit, codec
 from postgrad.feedback.agreement import matches
-from postgrad.feedback.choose import next_assignment, num_answers, refusal, takes_place
+from postgrad.feedback.choose import NUM_ANSWERED, next_assignment, takes_place
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Receipt, task_rows
 from postgrad.feedback.values import KINDS, Kind, check_value
@@ -38,6 +38,29 @@ SKIPS_TO_PAUSE: Final = 3
 """People who skip a task before it waits for a lead."""
 ADJUDICATION_PRIORITY: Final = 1_000
 LABELER_KINDS: Final[frozenset[Kind]] = frozenset(KINDS) - {"adjudicate"}
+
+_HELD = select(AssignmentRow).where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "leased")
+_PERSON = (
+    select(RaterRow.kind, AccountRow.state, AccountRow.reason)
+    .outerjoin(AccountRow, AccountRow.rater_id == RaterRow.id)
+    .where(RaterRow.id == bindparam("rater"))
+    .with_for_update(of=RaterRow)
+)
+_ASSIGNMENT = (
+    select(AssignmentRow, TaskRow)
+    .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
+    .where(AssignmentRow.id == bindparam("id"))
+    .with_for_update()
+)
+_BY_KEY = select(LabelRow).where(LabelRow.client_key == bindparam("key"))
+_GUIDELINE = select(func.max(GuidelineRow.version))
+_CONVERSATION = select(PromptRow.conversation).where(PromptRow.id == bindparam("prompt"))
+_SIDES = (
+    select(SampleRow.text)
+    .join(ComparisonAnswerRow, ComparisonAnswerRow.sample_id == SampleRow.id)
+    .where(ComparisonAnswerRow.comparison_id == bindparam("comparison"))
+    .order_by(ComparisonAnswerRow.position)
+)
 
 
 class LabelQueue:
@@ -66,13 +89,15 @@ class LabelQueue:
     def claim(self, rater_id: str, *, kinds: Collection[Kind] = LABELER_KINDS) -> Assigned | Nothing:
         """The task in this person's hands, its lease renewed, or else the next one."""
         with self.store.writing() as session:
-            _lock_person(session, rater_id)
+            person = _lock_person(session, rater_id)
             now = _now(session)
-            held = session.scalars(_held(rater_id)).first()
+            held = session.scalars(_HELD, {"rater": rater_id}).first()
             if held is None:
-                refused = refusal(session, rater_id, self.config)
-                if refused is not None:
-                    return refused
+                if person.state not in (None, "active"):
+                    return Nothing(f"this account is {person.state}: {person.reason}")
+                cap = self.config.person_cap
+                if cap is not None and (session.scalar(NUM_ANSWERED, {"rater": rater_id}) or 0) >= cap:
+                    return Nothing(f"you have answered {cap} tasks, which is all one person may")
                 held = next_assignment(session, rater_id, kinds, self.config, now)
             if held is None:
                 return Nothing("there is nothing to label at the moment")
@@ -130,11 +155,10 @@ class LabelQueue:
         """
         with self.store.writing() as session:
             _lock_person(session, rater_id)
-            row = _own(session, assignment_id, rater_id)
-            task = session.get_one(TaskRow, row.task_id, with_for_update=True)
-            checked = check_value(task.kind, value, num_answers=num_answers(session, task), details=task.details)
+            row, task = _own_with_task(session, assignment_id, rater_id)
+            checked = check_value(task.kind, value, num_answers=len(_order(row)), details=task.details)
             checked = _by_answer(checked, row)
-            stored = session.scalars(select(LabelRow).where(LabelRow.client_key == client_key)).first()
+            stored = session.scalars(_BY_KEY, {"key": client_key}).first()
             if stored is not None:
                 if (stored.assignment_id, stored.value, stored.undone_at) != (assignment_id, checked, None):
                     raise StaleError(f"client key {client_key!r} names another answer, or an undone one; use a new key")
@@ -156,7 +180,7 @@ class LabelQueue:
                 rationale=rationale,
                 milliseconds=milliseconds,
                 weight=1.0,
-                guideline=session.scalar(select(func.max(GuidelineRow.version))),
+                guideline=session.scalar(_GUIDELINE),
                 created_at=now,
             )
             session.add(label)
@@ -187,12 +211,11 @@ class LabelQueue:
             raise DataError("a skipped task needs a reason, which helps to mend it")
         with self.store.writing() as session:
             _lock_person(session, rater_id)
-            row = _own(session, assignment_id, rater_id)
+            row, task = _own_with_task(session, assignment_id, rater_id)
             if row.state == "skipped":
-                return row.task_id
+                return task.id
             if row.state != "leased":
                 raise StaleError(f"this task is {row.state}; reload the page for the next one")
-            task = session.get_one(TaskRow, row.task_id, with_for_update=True)
             now = _now(session)
             row.state, row.reason, row.closed_at = "skipped", reason.strip(), now
             if takes_place(row):
@@ -221,7 +244,7 @@ class LabelQueue:
                 return None
             now = _now(session)
             row = session.get_one(AssignmentRow, last.assignment_id)
-            held = session.scalars(_held(rater_id)).first()
+            held = session.scalars(_HELD, {"rater": rater_id}).first()
             both = [row.task_id] if held is None else [row.task_id, held.task_id]
             # In order of id, as everyone does who locks several: two people who undo never wait for each other.
             session.scalars(select(TaskRow).where(TaskRow.id.in_(both)).order_by(TaskRow.id).with_for_update()).all()
@@ -361,13 +384,12 @@ def _now(session: Session) -> datetime:
     return datetime.now(UTC)
 
 
-def _lock_person(session: Session, rater_id: str) -> None:
-    if session.scalar(select(RaterRow.id).where(RaterRow.id == rater_id).with_for_update()) is None:
+def _lock_person(session: Session, rater_id: str) -> Any:
+    """One thing at a time for each person; their kind, and their account's state and reason where they have one."""
+    person = session.execute(_PERSON, {"rater": rater_id}).first()
+    if person is None:
         raise StoreError(f"rater {rater_id!r} is unknown; add it before it labels")
-
-
-def _held(rater_id: str) -> Any:
-    return select(AssignmentRow).where(AssignmentRow.rater_id == rater_id, AssignmentRow.state == "leased")
+    return person
 
 
 def _own(session: Session, assignment_id: str, rater_id: str) -> AssignmentRow:
@@ -377,45 +399,51 @@ def _own(session: Session, assignment_id: str, rater_id: str) -> AssignmentRow:
     return row
 
 
+def _own_with_task(session: Session, assignment_id: str, rater_id: str) -> tuple[AssignmentRow, TaskRow]:
+    found = session.execute(_ASSIGNMENT, {"id": assignment_id}).first()
+    if found is None or found.AssignmentRow.rater_id != rater_id:
+        raise StoreError(f"there is no assignment {assignment_id!r} of yours")
+    return found.AssignmentRow, found.TaskRow
+
+
 def _release(session: Session, row: AssignmentRow, now: datetime) -> None:
     row.state, row.closed_at = "expired", now
     if takes_place(row):
         session.execute(update(TaskRow).where(TaskRow.id == row.task_id).values(free=TaskRow.free + 1))
 
 
+def _order(row: AssignmentRow) -> list[int]:
+    return [int(i) for i in row.display_order.split(",")] if row.display_order else []
+
+
 def _by_answer(value: dict[str, Any], row: AssignmentRow) -> dict[str, Any]:
     """Tiers of places on the screen as tiers of answers."""
-    if not row.display_order:
-        return value
-    order = [int(i) for i in row.display_order.split(",")]
-    return value | {"tiers": [sorted(order[place] for place in tier) for tier in value["tiers"]]}
+    order = _order(row)
+    return value | {"tiers": [sorted(order[i] for i in tier) for tier in value["tiers"]]} if order else value
 
 
 def _by_place(value: dict[str, Any], row: AssignmentRow) -> dict[str, Any]:
-    if not row.display_order:
-        return value
-    order = [int(i) for i in row.display_order.split(",")]
-    return value | {"tiers": [sorted(order.index(answer) for answer in tier) for tier in value["tiers"]]}
+    order = _order(row)
+    return value | {"tiers": [sorted(order.index(i) for i in tier) for tier in value["tiers"]]} if order else value
 
 
 def _assigned(session: Session, row: AssignmentRow) -> Assigned:
     session.flush()
     task = session.get_one(TaskRow, row.task_id)
-    prompt = session.get_one(PromptRow, task.prompt_id)
+    conversation = session.scalar(_CONVERSATION, {"prompt": task.prompt_id})
+    assert conversation is not None
     texts: list[str] = []
     if task.sample_id is not None:
         texts = [session.get_one(SampleRow, task.sample_id).text]
     elif task.comparison_id is not None:
-        sides = select(SampleRow.text).join(ComparisonAnswerRow, ComparisonAnswerRow.sample_id == SampleRow.id)
-        sides = sides.where(ComparisonAnswerRow.comparison_id == task.comparison_id)
-        texts = list(session.scalars(sides.order_by(ComparisonAnswerRow.position)))
-    order = tuple(int(i) for i in row.display_order.split(",")) if row.display_order else tuple(range(len(texts)))
+        texts = list(session.scalars(_SIDES, {"comparison": task.comparison_id}))
+    order = tuple(_order(row) or range(len(texts)))
     kind: Any = task.kind
     return Assigned(
         id=row.id,
         task_id=task.id,
         kind=kind,
-        prompt=codec.conversation_from_json(prompt.conversation),
+        prompt=codec.conversation_from_json(conversation),
         answers=tuple(texts[i] for i in order),
         order=order,
         details=task.details,

@@ -51,6 +51,7 @@ class LabelPage:
         self._draft_timer: ui.timer | None = None
 
     async def build(self) -> None:
+        ui.colors(primary="#2457a6")
         with ui.header().classes("pg-header"):
             ui.label("postgrad").classes("pg-brand")
             self._count = ui.label().classes("pg-count")
@@ -247,7 +248,7 @@ class LabelPage:
 
     def _say(self, text: str, tone: str) -> None:
         self._status.text = text
-        self._status.classes(replace=f"pg-status text-{tone}")
+        self._status.classes(replace="pg-status" if tone == "info" else f"pg-status text-{tone}")
 
 
 _TITLES: Final = {
