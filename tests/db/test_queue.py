@@ -347,7 +347,7 @@ def test_strangers_and_other_peoples_assignments_are_refused(url: str) -> None:
         with pytest.raises(StoreError, match="rater 'eve' is unknown"):
             queue.claim("eve")
         got = claim(queue, "ada")
-        with pytest.raises(StoreError, match=r"no assignment .* of yours"):
+        with pytest.raises(DataError, match=r"no assignment .* of yours"):
             queue.submit(got.id, "bob", shown(got, A_BETTER), client_key="k")
         with pytest.raises(StoreError, match="names the comparison 'nowhere', which is not stored"):
             queue.add([NewTask("compare", "nowhere")], round_id=ROUND)

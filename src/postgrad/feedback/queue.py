@@ -395,14 +395,14 @@ def _lock_person(session: Session, rater_id: str) -> Any:
 def _own(session: Session, assignment_id: str, rater_id: str) -> AssignmentRow:
     row = session.get(AssignmentRow, assignment_id, with_for_update=True)
     if row is None or row.rater_id != rater_id:
-        raise StoreError(f"there is no assignment {assignment_id!r} of yours")
+        raise DataError(f"there is no assignment {assignment_id!r} of yours")
     return row
 
 
 def _own_with_task(session: Session, assignment_id: str, rater_id: str) -> tuple[AssignmentRow, TaskRow]:
     found = session.execute(_ASSIGNMENT, {"id": assignment_id}).first()
     if found is None or found.AssignmentRow.rater_id != rater_id:
-        raise StoreError(f"there is no assignment {assignment_id!r} of yours")
+        raise DataError(f"there is no assignment {assignment_id!r} of yours")
     return found.AssignmentRow, found.TaskRow
 
 

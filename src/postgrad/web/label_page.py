@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection
 from typing import Any, Final
 
 from nicegui import run, ui
 from nicegui.events import KeyEventArguments
 
 from postgrad.errors import PostgradError, StaleError
+from postgrad.feedback.people import Account
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Assigned, Nothing
-from postgrad.feedback.values import Kind
 from postgrad.web.forms import Form, form_for
+from postgrad.web.queue_api import kinds_for
 from postgrad.web.render import to_html
 
 DRAFT_DELAY_S: Final = 0.6
@@ -40,8 +40,9 @@ KEYS: Final = (
 class LabelPage:
     """One browser tab of one person."""
 
-    def __init__(self, queue: LabelQueue, rater_id: str, kinds: Collection[Kind]) -> None:
-        self._queue, self._rater, self._kinds = queue, rater_id, kinds
+    def __init__(self, queue: LabelQueue, account: Account, *, local: bool) -> None:
+        self._queue, self._rater, self._kinds = queue, account.id, kinds_for(account)
+        self._name = "" if local else account.name
         self._task: Assigned | None = None
         self._form: Form | None = None
         self._version = 0
@@ -56,6 +57,8 @@ class LabelPage:
             ui.label("postgrad").classes("pg-brand")
             self._count = ui.label().classes("pg-count")
             ui.space()
+            if self._name:
+                ui.label(self._name).classes("pg-count")
             self._status = ui.label().classes("pg-status").props("role=status aria-live=polite")
             for key, name, action in (
                 ("U", "Undo", self.undo),

@@ -4,18 +4,17 @@ An answer is acknowledged after its transaction is on disk, and sending it again
 that is all a client needs to lose nothing.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Body, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from postgrad.errors import DataError, StaleError, StoreError
 from postgrad.feedback.codec import conversation_to_json
-from postgrad.feedback.queue import LabelQueue
+from postgrad.feedback.people import Account
+from postgrad.feedback.queue import LABELER_KINDS, LabelQueue
 from postgrad.feedback.tasks import Assigned, Nothing, Receipt
-from postgrad.feedback.values import Kind
+from postgrad.feedback.values import KINDS, Kind
 
 MAX_RATIONALE = 20_000
 
@@ -37,36 +36,34 @@ class Draft(_Body):
 
 
 def queue_router(
-    queue: LabelQueue, rater_of: Callable[[Request], str], kinds_of: Callable[[Request], Collection[Kind]]
+    queue: LabelQueue, labeler: Callable[[Request], Account]
 ) -> APIRouter:
     """Routes below /api.
 
     Args:
         queue: whose tasks are handed out.
-        rater_of: the rater who asks, or an error of FastAPI's.
-        kinds_of: kinds of task that this rater may do.
+        labeler: a dependency that says who asks, or refuses.
     """
     router = APIRouter(prefix="/api")
-    Rater = Annotated[str, Depends(rater_of)]
-    Kinds = Annotated[Collection[Kind], Depends(kinds_of)]
+    Labeler = Annotated[Account, Depends(labeler)]
 
     @router.post("/claim")
-    def claim(rater: Rater, kinds: Kinds) -> dict[str, Any]:
-        return offered(queue.claim(rater, kinds=kinds))
+    def claim(labeler: Labeler) -> dict[str, Any]:
+        return offered(queue.claim(labeler.id, kinds=kinds_for(labeler)))
 
     @router.post("/assignments/{assignment_id}/heartbeat")
-    def heartbeat(assignment_id: str, rater: Rater) -> dict[str, Any]:
-        return {"lease_until": queue.heartbeat(assignment_id, rater).isoformat()}
+    def heartbeat(assignment_id: str, labeler: Labeler) -> dict[str, Any]:
+        return {"lease_until": queue.heartbeat(assignment_id, labeler.id).isoformat()}
 
     @router.put("/assignments/{assignment_id}/draft")
-    def save_draft(assignment_id: str, body: Draft, rater: Rater) -> dict[str, Any]:
-        return {"version": queue.save_draft(assignment_id, rater, body.draft, version=body.version)}
+    def save_draft(assignment_id: str, body: Draft, labeler: Labeler) -> dict[str, Any]:
+        return {"version": queue.save_draft(assignment_id, labeler.id, body.draft, version=body.version)}
 
     @router.post("/assignments/{assignment_id}/submit")
-    def submit(assignment_id: str, body: Answer, rater: Rater) -> dict[str, Any]:
+    def submit(assignment_id: str, body: Answer, labeler: Labeler) -> dict[str, Any]:
         receipt = queue.submit(
             assignment_id,
-            rater,
+            labeler.id,
             body.value,
             client_key=body.client_key,
             milliseconds=body.milliseconds,
@@ -75,17 +72,17 @@ def queue_router(
         return _receipt(receipt)
 
     @router.post("/assignments/{assignment_id}/skip")
-    def skip(assignment_id: str, rater: Rater, reason: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
-        queue.skip(assignment_id, rater, reason)
+    def skip(assignment_id: str, labeler: Labeler, reason: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+        queue.skip(assignment_id, labeler.id, reason)
         return {"skipped": assignment_id}
 
     @router.post("/undo")
-    def undo(rater: Rater) -> dict[str, Any]:
-        back = queue.undo(rater)
+    def undo(labeler: Labeler) -> dict[str, Any]:
+        back = queue.undo(labeler.id)
         return offered(Nothing("there is no answer to take back") if back is None else back)
 
     @router.get("/guideline")
-    def guideline(rater: Rater) -> dict[str, Any]:
+    def guideline(labeler: Labeler) -> dict[str, Any]:
         found = queue.guideline()
         return {"version": None, "text": ""} if found is None else {"version": found[0], "text": found[1]}
 
@@ -110,18 +107,9 @@ def offered(task: Assigned | Nothing) -> dict[str, Any]:
     }
 
 
-def explain_errors(app: FastAPI) -> None:
-    """Our errors as JSON with the status that fits: 409 for what came too late, 400 for the rest."""
-
-    def stale(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(error), "code": "stale"}}, 409)
-
-    def refused(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(error), "code": "invalid"}}, 400)
-
-    app.add_exception_handler(StaleError, stale)
-    app.add_exception_handler(StoreError, refused)
-    app.add_exception_handler(DataError, refused)
+def kinds_for(account: Account) -> frozenset[Kind]:
+    """Kinds of task that an account may do."""
+    return frozenset(KINDS) if "adjudicate" in account.permissions else LABELER_KINDS
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from postgrad.db.engine import sqlite_url
+from postgrad.feedback.queue import LABELER_KINDS, LabelQueue
+from postgrad.feedback.records import Sample
+from postgrad.feedback.store import LabelStore
+from postgrad.feedback.tasks import NewTask
+from postgrad.types import Conversation, Example, Message, SamplingParams
+from postgrad.web.queue_api import explain_errors, queue_router
+
+SECRETS = ("candidate-7", "cd" * 32, "champion")
+
+
+def sample(prompt_id: str, text: str, stage: str) -> Sample:
+    return Sample(prompt_id, "r", stage, "cd" * 32, 3, SamplingParams(max_tokens=8), 7, text, (1,), "stop")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LabelStore]:
+    with LabelStore(sqlite_url(tmp_path / "labels.db")) as store:
+        store.add_round("r", recipe="test")
+        store.add_raters("human", {"ada": {}, "bob": {}})
+        store.add_prompts([Example(f"p{i}", Conversation((Message("user", "Hi"),))) for i in range(3)])
+        pairs = [
+            store.add_samples([sample(f"p{i}", "X \U0001f600", "candidate-7"), sample(f"p{i}", "Y", "champion")])
+            for i in range(3)
+        ]
+        comparisons = store.ask(pairs, purpose="train", round_id="r")
+        LabelQueue(store).add([NewTask("compare", c) for c in comparisons], round_id="r")
+        yield store
+
+
+@pytest.fixture
+def client(store: LabelStore) -> TestClient:
+    def rater_of(request: Request) -> str:
+        return request.headers["x-rater"]
+
+    def kinds_of(request: Request) -> Any:
+        return LABELER_KINDS
+
+    app = FastAPI()
+    explain_errors(app)
+    app.include_router(queue_router(LabelQueue(store), rater_of, kinds_of))
+    return TestClient(app, headers={"x-rater": "ada"})
+
+
+def answer(better: int = 0) -> dict[str, Any]:
+    return {"value": {"tiers": [[better], [1 - better]], "strength": 1}, "client_key": uuid.uuid4().hex}
+
+
+def claimed(client: TestClient) -> dict[str, Any]:
+    task: dict[str, Any] = client.post("/api/claim").json()["task"]
+    return task
+
+
+def test_a_browser_learns_nothing_about_who_wrote_what(client: TestClient) -> None:
+    body = client.post("/api/claim").text
+    assert "X" in body
+    assert not [secret for secret in SECRETS if secret in body]
+    assert set(claimed(client)) == {
+        "assignment_id", "kind", "prompt", "answers", "details", "lease_until", "draft", "draft_version",
+    }  # fmt: skip
+
+
+def test_places_on_the_screen_are_stored_as_answers(client: TestClient, store: LabelStore) -> None:
+    for _ in range(3):
+        task = claimed(client)
+        place = task["answers"].index("Y")
+        assert client.post(f"/api/assignments/{task['assignment_id']}/submit", json=answer(place)).status_code == 200
+    assert [j.preference.tiers for j in store.preferences(purpose="train")] == [((1,), (0,))] * 3
+
+
+def test_sending_twice_is_acknowledged_twice_and_stored_once(client: TestClient, store: LabelStore) -> None:
+    url, body = f"/api/assignments/{claimed(client)['assignment_id']}/submit", answer()
+    assert client.post(url, json=body).json() == client.post(url, json=body).json()
+    assert store.counts()["preferences"] == 1
+
+
+def test_another_answer_from_another_tab_is_409(client: TestClient) -> None:
+    url = f"/api/assignments/{claimed(client)['assignment_id']}/submit"
+    client.post(url, json=answer())
+    late = client.post(url, json=answer(1))
+    assert late.status_code == 409
+    assert late.json()["error"]["code"] == "stale"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"value": {"tiers": [[0], [1]]}, "client_key": "short"},
+        {"value": {"tiers": [[0], [1]]}},
+        {"value": {"tiers": [[0], [1]]}, "client_key": "x" * 20, "rater_id": "bob"},
+        {"value": {"tiers": [[0], [1]]}, "client_key": "x" * 20, "milliseconds": -1},
+    ],
+)
+def test_a_malformed_submission_is_422(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post(f"/api/assignments/{claimed(client)['assignment_id']}/submit", json=body).status_code == 422
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"tiers": [[0]]},
+        {"tiers": [[0], [2]]},
+        {"tiers": []},
+        {"tiers": [[0], [1]], "strength": 9},
+        {"tiers": [[0], [1]], "both_bad": True},
+        {"text": "an edit"},
+    ],
+)
+def test_a_value_that_does_not_fit_the_task_is_400(
+    client: TestClient, value: dict[str, Any], store: LabelStore
+) -> None:
+    url = f"/api/assignments/{claimed(client)['assignment_id']}/submit"
+    refused = client.post(url, json={"value": value, "client_key": "x" * 20})
+    assert refused.status_code == 400, refused.text
+    assert store.counts()["preferences"] == 0
+
+
+def test_other_peoples_tasks_are_not_mine(client: TestClient) -> None:
+    theirs = client.post("/api/claim", headers={"x-rater": "bob"}).json()["task"]["assignment_id"]
+    for method, path in (("post", "submit"), ("post", "heartbeat")):
+        refused = client.request(method, f"/api/assignments/{theirs}/{path}", json=answer())
+        assert refused.status_code == 400
+        assert "of yours" in refused.json()["error"]["message"]
+
+
+def test_skip_undo_draft_and_guideline(client: TestClient, store: LabelStore) -> None:
+    first = claimed(client)["assignment_id"]
+    assert client.put(f"/api/assignments/{first}/draft", json={"draft": {"a": 1}, "version": 0}).json() == {
+        "version": 1
+    }
+    assert client.put(f"/api/assignments/{first}/draft", json={"draft": {}, "version": 0}).status_code == 409
+    assert claimed(client)["draft"] == {"a": 1}
+    assert client.post(f"/api/assignments/{first}/skip", json={"reason": "broken"}).status_code == 200
+    second = claimed(client)["assignment_id"]
+    client.post(f"/api/assignments/{second}/submit", json=answer())
+    assert client.post("/api/undo").json()["task"]["assignment_id"] == second
+    assert client.get("/api/guideline").json() == {"version": None, "text": ""}
