@@ -1,0 +1,1 @@
+"""What labelers and leads open in a browser, and the API under it."""
