@@ -54,10 +54,12 @@ def first_broken(session: Session) -> int | None:
     Events cut off at the end leave a shorter chain that holds: keep the last digest elsewhere to notice that.
     """
     previous, expected = _START, 1
-    for row in session.scalars(select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)):
-        if row.seq != expected or row.previous != previous or row.digest != digest_of(_content(row)):
-            return min(row.seq, expected)
-        previous, expected = row.digest, row.seq + 1
+    # Closed by hand: a server's cursor that is left half-read says so when it is collected.
+    with session.scalars(select(EventRow).order_by(EventRow.seq).execution_options(yield_per=1000)) as rows:
+        for row in rows:
+            if row.seq != expected or row.previous != previous or row.digest != digest_of(_content(row)):
+                return min(row.seq, expected)
+            previous, expected = row.digest, row.seq + 1
     return None
 
 
