@@ -365,6 +365,22 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> AnyRecipe:
         raise ConfigError(f"recipe {str(path)!r}: " + "; ".join(_explain(p) for p in e.errors())) from None
 
 
+def load_queue_config(path: Path | None) -> QueueConfig:
+    """Read the TOML of `postgrad label serve`; None is all defaults.
+
+    Raises:
+        ConfigError: as `load_recipe`.
+    """
+    try:
+        return QueueConfig.model_validate({} if path is None else tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{str(path)!r} is not valid TOML: {e}") from None
+    except OSError as e:
+        raise ConfigError(f"{str(path)!r} cannot be read: {e.strerror}; name a TOML file of yours") from None
+    except ValidationError as e:
+        raise ConfigError(f"{str(path)!r}: " + "; ".join(_explain(p) for p in e.errors())) from None
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from postgrad.db.engine import sqlite_url
-from postgrad.feedback.queue import LABELER_KINDS, LabelQueue
+from postgrad.feedback.people import OPERATOR, People
+from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Sample
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask
 from postgrad.types import Conversation, Example, Message, SamplingParams
-from postgrad.web.queue_api import explain_errors, queue_router
+from postgrad.web.auth import Auth
+from postgrad.web.queue_api import queue_router
 
 SECRETS = ("candidate-7", "cd" * 32, "champion")
 
@@ -26,7 +28,6 @@ def sample(prompt_id: str, text: str, stage: str) -> Sample:
 def store(tmp_path: Path) -> Iterator[LabelStore]:
     with LabelStore(sqlite_url(tmp_path / "labels.db")) as store:
         store.add_round("r", recipe="test")
-        store.add_raters("human", {"ada": {}, "bob": {}})
         store.add_prompts([Example(f"p{i}", Conversation((Message("user", "Hi"),))) for i in range(3)])
         pairs = [
             store.add_samples([sample(f"p{i}", "X \U0001f600", "candidate-7"), sample(f"p{i}", "Y", "champion")])
@@ -39,16 +40,17 @@ def store(tmp_path: Path) -> Iterator[LabelStore]:
 
 @pytest.fixture
 def client(store: LabelStore) -> TestClient:
-    def rater_of(request: Request) -> str:
-        return request.headers["x-rater"]
-
-    def kinds_of(request: Request) -> Any:
-        return LABELER_KINDS
-
+    auth = Auth(People(store))
     app = FastAPI()
-    explain_errors(app)
-    app.include_router(queue_router(LabelQueue(store), rater_of, kinds_of))
-    return TestClient(app, headers={"x-rater": "ada"})
+    auth.install(app)
+    app.include_router(queue_router(LabelQueue(store), auth.allowed("label")))
+    return TestClient(app, headers=token(store, "ada"))
+
+
+def token(store: LabelStore, name: str) -> dict[str, str]:
+    people = People(store)
+    account = people.add(name, "correct horse battery", "labeler", by=OPERATOR)
+    return {"authorization": f"Bearer {people.make_token('test', 'labeler', 1, by=account)}"}
 
 
 def answer(better: int = 0) -> dict[str, Any]:
@@ -100,8 +102,8 @@ def test_another_answer_from_another_tab_is_409(client: TestClient) -> None:
         {"value": {"tiers": [[0], [1]]}, "client_key": "x" * 20, "milliseconds": -1},
     ],
 )
-def test_a_malformed_submission_is_422(client: TestClient, body: dict[str, Any]) -> None:
-    assert client.post(f"/api/assignments/{claimed(client)['assignment_id']}/submit", json=body).status_code == 422
+def test_a_malformed_submission_is_refused(client: TestClient, body: dict[str, Any]) -> None:
+    assert client.post(f"/api/assignments/{claimed(client)['assignment_id']}/submit", json=body).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -124,12 +126,20 @@ def test_a_value_that_does_not_fit_the_task_is_400(
     assert store.counts()["preferences"] == 0
 
 
-def test_other_peoples_tasks_are_not_mine(client: TestClient) -> None:
-    theirs = client.post("/api/claim", headers={"x-rater": "bob"}).json()["task"]["assignment_id"]
+def test_other_peoples_tasks_are_not_mine(client: TestClient, store: LabelStore) -> None:
+    theirs = client.post("/api/claim", headers=token(store, "bob")).json()["task"]["assignment_id"]
     for method, path in (("post", "submit"), ("post", "heartbeat")):
         refused = client.request(method, f"/api/assignments/{theirs}/{path}", json=answer())
         assert refused.status_code == 400
         assert "of yours" in refused.json()["error"]["message"]
+
+
+def test_nobody_claims_without_an_account_nor_with_one_that_may_not(client: TestClient, store: LabelStore) -> None:
+    assert client.post("/api/claim", headers={"authorization": ""}).status_code == 401
+    people = People(store)
+    reader = people.add("eve", "correct horse battery", "reader", by=OPERATOR)
+    header = {"authorization": f"Bearer {people.make_token('test', 'reader', 1, by=reader)}"}
+    assert client.post("/api/claim", headers=header).status_code == 403
 
 
 def test_skip_undo_draft_and_guideline(client: TestClient, store: LabelStore) -> None:

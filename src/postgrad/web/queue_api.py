@@ -35,9 +35,7 @@ class Draft(_Body):
     version: Annotated[int, Field(ge=0)]
 
 
-def queue_router(
-    queue: LabelQueue, labeler: Callable[[Request], Account]
-) -> APIRouter:
+def queue_router(queue: LabelQueue, labeler: Callable[[Request], Account]) -> APIRouter:
     """Routes below /api.
 
     Args:
