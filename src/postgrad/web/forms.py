@@ -46,8 +46,8 @@ class Form(Protocol):
 
 def form_for(task: Assigned, changed: Changed, send: Callable[[], Any]) -> Form:
     forms: dict[str, Callable[[], Form]] = {
-        "compare": lambda: CompareForm(task, changed),
-        "adjudicate": lambda: CompareForm(task, changed),
+        "compare": lambda: CompareForm(task, changed, send),
+        "adjudicate": lambda: CompareForm(task, changed, send),
         "rank": lambda: RankForm(task, changed),
         "rate": lambda: RateForm(task, changed),
         "edit": lambda: TextForm(task, changed, send, original=task.answers[0]),
@@ -67,8 +67,8 @@ def answer_card(title: str, text: str) -> ui.card:
 class CompareForm:
     """Two answers, seven grades, both bad, cannot judge."""
 
-    def __init__(self, task: Assigned, changed: Changed) -> None:
-        self._task, self._changed = task, changed
+    def __init__(self, task: Assigned, changed: Changed, send: Callable[[], Any]) -> None:
+        self._task, self._changed, self._send = task, changed, send
         self._choice = ""
         self._buttons: dict[str, ui.button] = {}
 
@@ -82,17 +82,23 @@ class CompareForm:
                 with self._buttons[key]:
                     ui.html(f"<kbd>{key.upper()}</kbd> {label}", sanitize=True)
         self._reason = ui.input("Why can it not be judged?", on_change=self._changed).classes("w-full")
-        self._reason.bind_visibility_from(self, "_choice", lambda choice: choice == CANNOT_JUDGE)
+        self._reason.on("keydown.escape", js_handler="(e) => e.target.blur()")
+        self._reason.on("keydown.enter", self._send)
         self._show()
 
     def press(self, key: str) -> bool:
-        if key not in self._buttons:
+        if self._choice == CANNOT_JUDGE and len(key) == 1 and not key.isdigit():
+            # Typed before the field had the focus: a reason, not a command.
+            self._reason.value = f"{self._reason.value or ''}{key}"
+            return True
+        if key.lower() not in self._buttons:
             return False
-        self._choice = key
+        self._choice = key.lower()
         self._show()
         self._changed()
-        if key == CANNOT_JUDGE:
-            self._reason.run_method("focus")
+        if self._choice == CANNOT_JUDGE:
+            with self._reason:
+                ui.timer(0.1, lambda: self._reason.run_method("focus"), once=True)
         return True
 
     def value(self) -> dict[str, Any] | None:
@@ -120,6 +126,7 @@ class CompareForm:
         self._show()
 
     def _show(self) -> None:
+        self._reason.set_visibility(self._choice == CANNOT_JUDGE)
         for key, button in self._buttons.items():
             button.props(remove="outline") if key == self._choice else button.props("outline")
 
@@ -225,8 +232,8 @@ class RateForm:
         elif key.isdigit() and 1 <= int(key) <= 7 and self._axes:
             self._marks[self._at].value = int(key)
             self._at = min(self._at + 1, len(self._axes) - 1)
-        elif len(key) == 1 and 0 <= ord(key) - ord("a") < len(self._flags):
-            box = self._boxes[self._flags[ord(key) - ord("a")]]
+        elif len(key) == 1 and 0 <= ord(key.lower()) - ord("a") < len(self._flags):
+            box = self._boxes[self._flags[ord(key.lower()) - ord("a")]]
             box.value = not box.value
         else:
             return False
@@ -335,8 +342,8 @@ class ReviewForm:
     def press(self, key: str) -> bool:
         if key in ("ArrowDown", "ArrowUp"):
             self._at = max(0, min(len(self._steps) - 1, self._at + (1 if key == "ArrowDown" else -1)))
-        elif key in self.VERDICTS:
-            self._verdicts[self._at] = self.VERDICTS[key]
+        elif key.lower() in self.VERDICTS:
+            self._verdicts[self._at] = self.VERDICTS[key.lower()]
             self._at = min(self._at + 1, len(self._steps) - 1)
             self._changed()
         else:

@@ -188,10 +188,10 @@ class LabelPage:
             return
         if self._skip.value or self._guidelines.value or self._help.value:
             return
+        if self._form is not None and self._form.press(str(event.key)):
+            return
         key = str(event.key)
         key = key.lower() if len(key) == 1 else key
-        if self._form is not None and self._form.press(key):
-            return
         actions = {
             "Enter": self.send,
             "u": self.undo,
