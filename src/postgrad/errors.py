@@ -10,6 +10,7 @@ PostgradError
 │   └── SandboxError
 ├── TrainingDiverged          a loss or gradient norm is not finite
 ├── GateFailed                the candidate may not be released
+├── AccessError               this person may not do that, or is not who they say
 └── StoreError                the label store, the workspace or the disk
     └── StaleError            somebody, perhaps the same person in another tab, has been there since
 """
@@ -52,6 +53,10 @@ class TrainingDiverged(PostgradError):
 
 
 class GateFailed(PostgradError):
+    pass
+
+
+class AccessError(PostgradError):
     pass
 
 

@@ -72,6 +72,24 @@ def upgrade(engine: Engine) -> None:
         command.upgrade(config, "head")
 
 
+def scrub(engine: Engine) -> None:
+    """Rewrite a SQLite file, so that nothing that was deleted is left in it; PostgreSQL forgets in its own time.
+
+    Raises:
+        StoreError: another process reads the file, so that its write-ahead log cannot be emptied.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with store_errors(engine), engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")  # neither statement works inside the transaction that has just begun
+        connection.exec_driver_sql("VACUUM")
+        if connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one():
+            raise StoreError(
+                f"{name(engine)} is being read by another process, and its log may hold what was deleted; "
+                "stop it, then run the same command again"
+            )
+
+
 def migrations_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(tables.__file__).with_name("migrations")).replace("%", "%%"))

@@ -205,7 +205,7 @@ class AssignmentRow(Base):
     correct: Mapped[bool | None]
     """Whether the answer to a gold task was the known one."""
     state: Mapped[str]
-    """leased, submitted, skipped or expired."""
+    """leased, submitted, skipped, expired or erased."""
     display_order: Mapped[str]
     """Answer indices as shown, comma-separated; empty where there is one answer or none."""
     lease_until: Mapped[datetime]
@@ -246,6 +246,7 @@ class LabelRow(Base):
     client_key: Mapped[str] = mapped_column(unique=True)
     """Names one submission; the same key again is the same submission again."""
     value: Mapped[dict[str, Any]]
+    """Empty once its author is erased."""
     display_order: Mapped[str]
     """Answer indices as shown, comma-separated."""
     rationale: Mapped[str] = mapped_column(Text)
@@ -264,11 +265,11 @@ class AccountRow(Base):
     rater_id: Mapped[str] = mapped_column(ForeignKey("raters.id"), primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     password: Mapped[str] = mapped_column(Text)
-    """scrypt hash with its salt and cost; empty before an invitation is accepted and after erasure."""
+    """scrypt hash with its salt and cost; empty before an invitation is accepted, after erasure, and for `me`."""
     role: Mapped[str]
     """admin, lead, reviewer, labeler or reader."""
     state: Mapped[str]
-    """active, paused or erased."""
+    """invited, active, paused or erased."""
     reason: Mapped[str] = mapped_column(Text)
     """Why it is paused."""
     created_at: Mapped[datetime]
@@ -283,6 +284,10 @@ class TokenRow(Base):
     rater_id: Mapped[str] = mapped_column(ForeignKey("accounts.rater_id"), index=True)
     kind: Mapped[str]
     """session, api or invitation."""
+    name: Mapped[str]
+    """What its holder calls it."""
+    scope: Mapped[str]
+    """The role beyond which it allows nothing, whatever its account may do."""
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime]
 

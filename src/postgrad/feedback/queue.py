@@ -224,7 +224,10 @@ class LabelQueue:
             skipped = select(func.count()).where(AssignmentRow.task_id == task.id, AssignmentRow.state == "skipped")
             if not task.gold and (session.scalar(skipped) or 0) >= SKIPS_TO_PAUSE:
                 task.state = "paused"
-            audit.record(session, actor=rater_id, action="skip", about=f"task {task.id}", at=now, reason=row.reason)
+            audit.record(
+                session, actor=rater_id, action="skip", about=f"task {task.id}", at=now,
+                reason=audit.digest_of(row.reason),
+            )  # fmt: skip
             return task.id
 
     def undo(self, rater_id: str) -> Assigned | None:

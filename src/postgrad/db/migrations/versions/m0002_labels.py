@@ -164,6 +164,8 @@ def _create_people() -> None:
         _name("digest"),
         _name("rater_id"),
         _name("kind"),
+        _name("name"),
+        _name("scope"),
         _instant("expires_at"),
         _instant(),
         sa.PrimaryKeyConstraint("digest", name="pk_tokens"),
