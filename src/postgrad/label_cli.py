@@ -2,6 +2,118 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
 label_app = typer.Typer(no_args_is_help=True, help="Collect labels from people: serve, import, export, stats.")
+
+Database = Annotated[str | None, typer.Option("--db", help="URL of the label store; the workspace's, if left out.")]
+Workspace = Annotated[Path, typer.Option(envvar="POSTGRAD_WORKSPACE", help="Holds rounds, labels and releases.")]
+
+
+@label_app.command("export")
+def export(
+    target: Annotated[Path, typer.Argument(help="A directory, or a file with the format's suffix.")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="native, trl-preference, trl-unpaired, trl-prompt-completion, trl-stepwise, openai-sft, openai-dpo, "
+            "hh, arena, csv or parquet.",
+        ),
+    ] = "native",
+    db: Database = None,
+    workspace: Workspace = Path("workspace"),
+    round_: Annotated[str | None, typer.Option("--round", help="Only this round's labels.")] = None,
+    purpose: Annotated[
+        str | None, typer.Option(help="train, arena or gold; train if left out, where the format is for training.")
+    ] = None,
+    rater_kind: Annotated[
+        list[str] | None,
+        typer.Option(help="human, simulated or model. Repeatable; human if left out, native and tables take all."),
+    ] = None,
+    valid_share: Annotated[float, typer.Option(min=0, max=1, help="Of the prompts, held out in valid.")] = 0.05,
+) -> None:
+    """Write labels to files, with a manifest beside them."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from postgrad.errors import ConfigError
+    from postgrad.feedback.exports import export_labels
+    from postgrad.feedback.pages import Filters
+    from postgrad.feedback.records import PURPOSES, RATER_KINDS
+    from postgrad.feedback.store import LabelStore
+
+    for option, given, known in (("--purpose", [purpose] if purpose else [], PURPOSES),
+                                 ("--rater-kind", rater_kind or [], RATER_KINDS)):  # fmt: skip
+        if odd := [name for name in given if name not in known]:
+            raise ConfigError(f"{option} {odd[0]!r} is not one of {', '.join(known)}")
+    wanted: Any = (round_, purpose, tuple(rater_kind or ()))
+    console = Console()
+    with LabelStore(_url(db, workspace, must_exist=True)) as store, Progress(console=console, transient=True) as bar:
+        task = bar.add_task("exporting", total=1.0)
+        manifest = export_labels(
+            store,
+            target,
+            format_,
+            filters=Filters(*wanted),
+            valid_share=valid_share,
+            on_page=lambda done: bar.update(task, completed=done),
+        )
+    for file in manifest.files:
+        console.print(f"{file['name']}: {file['rows']} rows", markup=False, highlight=False)
+    console.print(
+        f"{manifest.labels} labels, {manifest.without_rows} of which {format_} can say nothing",
+        markup=False,
+        highlight=False,
+    )
+
+
+@label_app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines or one JSON list, perhaps gzipped.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="native, prompts, hh, webgpt, label-studio or argilla.")
+    ] = "native",
+    db: Database = None,
+    workspace: Workspace = Path("workspace"),
+    round_: Annotated[str, typer.Option("--round", help="To put questions in; native files name their own.")] = (
+        "imported"
+    ),
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Of the tasks that questions without judgement become: compare, edit, write or converse."),
+    ] = None,
+    overlap: Annotated[int, typer.Option(min=1, help="Different people who are to answer each task.")] = 1,
+    rater_kind: Annotated[str, typer.Option(help="Who judged: human, simulated or model.")] = "human",
+    max_mb: Annotated[int, typer.Option(min=1, help="Refuse a file that is longer once it is uncompressed.")] = 4096,
+) -> None:
+    """Read labels, or questions for the queue, from a file."""
+    from rich.console import Console
+
+    from postgrad.errors import ConfigError
+    from postgrad.feedback.imports import Settings, import_labels
+    from postgrad.feedback.records import RATER_KINDS
+    from postgrad.feedback.store import LabelStore
+
+    if rater_kind not in RATER_KINDS:
+        raise ConfigError(f"--rater-kind {rater_kind!r} is not one of {', '.join(RATER_KINDS)}")
+    wanted: Any = (round_, kind, overlap, rater_kind, max_mb)
+    console = Console()
+    with LabelStore(_url(db, workspace)) as store, console.status("importing"):
+        found = import_labels(store, source, format_, Settings(*wanted))
+    console.print(f"{found.rows} rows: {found.labels} labels, {found.tasks} new tasks", markup=False, highlight=False)
+
+
+def _url(db: str | None, workspace: Path, *, must_exist: bool = False) -> str:
+    from postgrad.db.engine import sqlite_url
+    from postgrad.errors import ConfigError
+
+    path = workspace / "postgrad.db"
+    if db is None and must_exist and not path.exists():
+        raise ConfigError(f"workspace {str(workspace)!r} holds no labels yet; name another, or a store by --db")
+    if db is None:
+        workspace.mkdir(parents=True, exist_ok=True)
+    return db or sqlite_url(path)
