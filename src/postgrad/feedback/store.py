@@ -283,27 +283,35 @@ class LabelStore:
             yield session
 
     def insert(self, session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert what is not there; ids are content hashes, so what is there is the same."""
+        """Insert what is not there; ids are content hashes, so what is there is the same.
+
+        Rows without `created_at` are created now.
+        """
         if not rows:
             return
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         stamp = {"created_at": datetime.now(UTC)} if "created_at" in table.__table__.columns else {}
-        session.execute(dialect.insert(table).on_conflict_do_nothing(), [{**row, **stamp} for row in rows])
+        session.execute(dialect.insert(table).on_conflict_do_nothing(), [{**stamp, **row} for row in rows])
+
+    def insert_named(
+        self, session: Session, table: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
+    ) -> None:
+        """Insert rows that somebody else named, after checking that a known name means the same."""
+        self.insert(session, table, rows)
+        for batch in _batches(rows):
+            found = session.scalars(select(table).where(table.id.in_([row["id"] for row in batch])))
+            stored = {row.id: row for row in found}
+            for row in batch:
+                different = [c for c in columns if getattr(stored[row["id"]], c) != row[c]]
+                if different:
+                    raise StoreError(
+                        f"{name(self._engine)} holds {table.__tablename__[:-1]} {row['id']!r} with another "
+                        f"{different[0]}; give the changed one a new id"
+                    )
 
     def _insert_named(self, table: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Insert rows that somebody else named, after checking that a known name means the same."""
         with self.writing() as session:
-            self.insert(session, table, rows)
-            for batch in _batches(rows):
-                found = session.scalars(select(table).where(table.id.in_([row["id"] for row in batch])))
-                stored = {row.id: row for row in found}
-                for row in batch:
-                    different = [c for c in columns if getattr(stored[row["id"]], c) != row[c]]
-                    if different:
-                        raise StoreError(
-                            f"{name(self._engine)} holds {table.__tablename__[:-1]} {row['id']!r} with another "
-                            f"{different[0]}; give the changed one a new id"
-                        )
+            self.insert_named(session, table, rows, columns)
 
     def _prompts_of(self, session: Session, sample_ids: set[str]) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -1,60 +1,24 @@
-"""`postgrad label`: the labelling queue from the command line."""
+"""`postgrad label people` and `postgrad label audit`."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from postgrad.label_cli.app import DEFAULT_WORKSPACE, Database, Workspace, label_app, open_store, say, show
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from postgrad.feedback.people import Role
-    from postgrad.feedback.store import LabelStore
 
-label_app = typer.Typer(no_args_is_help=True, help="Collect labels from people: serve, import, export, stats.")
 people_app = typer.Typer(no_args_is_help=True, help="Accounts of those who label and those who lead.")
 audit_app = typer.Typer(no_args_is_help=True, help="The record of who did what.")
 label_app.add_typer(people_app, name="people")
 label_app.add_typer(audit_app, name="audit")
 
-Workspace = Annotated[Path, typer.Option(envvar="POSTGRAD_WORKSPACE", help="Its postgrad.db is the store.")]
-Database = Annotated[
-    str | None, typer.Option("--db", envvar="POSTGRAD_DB", help="URL of another store: sqlite:///FILE, postgresql://.")
-]
 RoleOption = Annotated[str, typer.Option(help="admin, lead, reviewer, labeler or reader.")]
 Person = Annotated[str, typer.Argument(help="Name or id.")]
-DEFAULT_WORKSPACE = Path("workspace")
-
-
-@label_app.command("serve")
-def label_serve(
-    workspace: Workspace = DEFAULT_WORKSPACE,
-    db: Database = None,
-    config: Annotated[Path | None, typer.Option(help="TOML: leases, gold tasks, repeats, escalation.")] = None,
-    host: Annotated[str, typer.Option(help="Beyond loopback, people sign in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    accounts: Annotated[bool, typer.Option("--accounts", help="Have people sign in on loopback too.")] = False,
-) -> None:
-    """Open the workbench: pages and API for people who label."""
-    from postgrad.config import load_queue_config
-    from postgrad.feedback.people import People
-    from postgrad.feedback.queue import LabelQueue
-    from postgrad.web.auth import Auth, is_loopback
-    from postgrad.web.server import create_workbench, serve
-
-    rules = load_queue_config(config)
-    with _store(workspace, db) as store:
-        local = is_loopback(host) and not accounts
-        app = create_workbench(LabelQueue(store, rules), Auth(People(store), local=local))
-        _say(
-            f"http://{host}:{port} "
-            + ("for you alone" if local else "for people with an account")
-            + "; Ctrl-C stops it"
-        )
-        serve(app, host=host, port=port)
 
 
 @people_app.command("add")
@@ -64,9 +28,9 @@ def people_add(
     """Add an account; asks for its password, or reads it from standard input."""
     from postgrad.feedback.people import OPERATOR, People
 
-    with _store(workspace, db) as store:
+    with open_store(workspace, db) as store:
         account = People(store).add(name, _password(), _role(role), by=OPERATOR)
-    _say(f"{account.name} is {account.role}, and {account.id} in labels")
+    say(f"{account.name} is {account.role}, and {account.id} in labels")
 
 
 @people_app.command("invite")
@@ -74,8 +38,8 @@ def people_invite(role: RoleOption = "labeler", workspace: Workspace = DEFAULT_W
     """Print an invitation, good for one person and one week."""
     from postgrad.feedback.people import OPERATOR, People
 
-    with _store(workspace, db) as store:
-        _say(People(store).invite(_role(role), by=OPERATOR))
+    with open_store(workspace, db) as store:
+        say(People(store).invite(_role(role), by=OPERATOR))
 
 
 @people_app.command("pause")
@@ -88,9 +52,9 @@ def people_pause(
     """Let somebody do nothing until they are resumed."""
     from postgrad.feedback.people import OPERATOR, People
 
-    with _store(workspace, db) as store:
+    with open_store(workspace, db) as store:
         people = People(store)
-        _say(f"{people.pause(people.find(who).id, reason, by=OPERATOR).name} is paused")
+        say(f"{people.pause(people.find(who).id, reason, by=OPERATOR).name} is paused")
 
 
 @people_app.command("resume")
@@ -98,9 +62,9 @@ def people_resume(who: Person, workspace: Workspace = DEFAULT_WORKSPACE, db: Dat
     """Let somebody who was paused go on."""
     from postgrad.feedback.people import OPERATOR, People
 
-    with _store(workspace, db) as store:
+    with open_store(workspace, db) as store:
         people = People(store)
-        _say(f"{people.resume(people.find(who).id, by=OPERATOR).name} is active")
+        say(f"{people.resume(people.find(who).id, by=OPERATOR).name} is active")
 
 
 @people_app.command("erase")
@@ -116,13 +80,13 @@ def people_erase(
     """Forget a person: name, password, and all that they wrote. There is no way back."""
     from postgrad.feedback.people import OPERATOR, People
 
-    with _store(workspace, db) as store:
+    with open_store(workspace, db) as store:
         people = People(store)
         account = people.find(who)
         if not yes:
             typer.confirm(f"Forget {account.name} ({account.id}) for good?", abort=True)
         removed = people.erase(account.id, keep_labels=keep_labels, by=OPERATOR)
-    _say(f"{account.id} has no name any more; {removed} labels were removed")
+    say(f"{account.id} has no name any more; {removed} labels were removed")
 
 
 @people_app.command("list")
@@ -130,9 +94,9 @@ def people_list(workspace: Workspace = DEFAULT_WORKSPACE, db: Database = None) -
     """List all accounts."""
     from postgrad.feedback.people import People
 
-    with _store(workspace, db) as store:
+    with open_store(workspace, db) as store:
         accounts = People(store).everyone()
-    _show(("name", "id", "role", "state", "reason"), [(a.name, a.id, a.role, a.state, a.reason) for a in accounts])
+    show(("name", "id", "role", "state", "reason"), [(a.name, a.id, a.role, a.state, a.reason) for a in accounts])
 
 
 @audit_app.command("verify")
@@ -140,17 +104,17 @@ def audit_verify(workspace: Workspace = DEFAULT_WORKSPACE, db: Database = None) 
     """Check that no event was changed or removed; print the last digest, to be kept elsewhere."""
     from postgrad.feedback import audit
 
-    with _store(workspace, db) as store, store.reading() as session:
+    with open_store(workspace, db) as store, store.reading() as session:
         broken = audit.first_broken(session)
         last = next(audit.events(session, limit=1), None)
     if broken is not None:
-        _say(f"event {broken} is not what was recorded")
+        say(f"event {broken} is not what was recorded")
         raise typer.Exit(1)
-    _say("no event is recorded yet" if last is None else f"{last.seq} events hold; the last is {last.digest}")
+    say("no event is recorded yet" if last is None else f"{last.seq} events hold; the last is {last.digest}")
 
 
 @audit_app.command("show")
-def audit_show(
+def auditshow(
     after: Annotated[int, typer.Option(min=0, help="Only events that follow this one; the newest if left out.")] = 0,
     limit: Annotated[int, typer.Option(min=1)] = 20,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -161,19 +125,12 @@ def audit_show(
 
     from postgrad.feedback import audit
 
-    with _store(workspace, db) as store, store.reading() as session:
+    with open_store(workspace, db) as store, store.reading() as session:
         rows = [
             (str(e.seq), e.at.isoformat(timespec="seconds"), e.actor, e.action, e.object, json.dumps(e.details))
             for e in audit.events(session, after=after, limit=limit)
         ]
-    _show(("event", "at", "who", "did", "to", "details"), rows)
-
-
-def _store(workspace: Path, db: str | None) -> LabelStore:
-    from postgrad.db.engine import sqlite_url
-    from postgrad.feedback.store import LabelStore
-
-    return LabelStore(db or sqlite_url(workspace / "postgrad.db"))
+    show(("event", "at", "who", "did", "to", "details"), rows)
 
 
 def _role(text: str) -> Role:
@@ -191,20 +148,3 @@ def _password() -> str:
         answer: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
         return answer
     return sys.stdin.readline().rstrip("\n")
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    table = Table(*(Column(header, overflow="fold") for header in headers))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)

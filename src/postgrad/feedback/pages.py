@@ -1,0 +1,188 @@
+"""Labels with all that they are about, page by page: plain columns, no objects of the mapper, JSON left as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, Select, Text, case, cast, func, select
+from sqlalchemy.orm import Session
+
+from postgrad.db.tables import Base
+from postgrad.feedback.formats import Labelled
+from postgrad.feedback.records import Purpose, RaterKind, content_id
+from postgrad.feedback.values import Kind
+
+_PAGE: Final = 500
+"""Labels in memory at a time; an answer may be 400,000 characters long."""
+_HASHED: Final = 2**32
+
+TABLES: Final = Base.metadata.tables
+LABEL, PROMPT, SAMPLE = (TABLES[name].c for name in ("labels", "prompts", "samples"))
+COMPARISON, TASK, ASSIGNMENT = (TABLES[name].c for name in ("comparisons", "tasks", "assignments"))
+_RATER, _SIDE = TABLES["raters"].c, TABLES["comparison_answers"].c
+_round_id = func.coalesce(COMPARISON.round_id, TASK.round_id, SAMPLE.round_id)
+_purpose = case((ASSIGNMENT.gold, "gold"), else_=func.coalesce(COMPARISON.purpose, "train"))
+"""Of a label without a comparison: gold where the task was, else train."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    round_id: str | None = None
+    purpose: Purpose | None = None
+    rater_kinds: tuple[RaterKind, ...] = ()
+    """All, where none is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What to read beside ids and what filters look at."""
+
+    label: tuple[Any, ...]
+    prompt: tuple[Any, ...]
+    sample: tuple[Any, ...]
+
+
+NARROW: Final = Columns(
+    (
+        LABEL.display_order, LABEL.rationale, LABEL.milliseconds, LABEL.weight, LABEL.created_at, LABEL.undone_at,
+        _round_id.label("round_id"), ASSIGNMENT.repeat, cast(TASK.details, Text).label("details"),
+    ),
+    (cast(PROMPT.conversation, Text).label("conversation"),),
+    (SAMPLE.text, SAMPLE.checkpoint),
+)  # fmt: skip
+"""What training formats and tables say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    filters: Filters
+    kinds: tuple[Kind, ...]
+    """All, where none is named."""
+    standing: bool
+    """Neither undone labels nor gold nor repeats."""
+    columns: Columns
+    valid_share: float
+
+
+def pages(session: Session, reading: Reading) -> Iterator[tuple[list[Labelled], float]]:
+    """Pages in the order of submission, each with how much of the store lies behind it, from 0 to 1.
+
+    All pages are of one snapshot: SQLite's transactions are that anyway, PostgreSQL is asked for it.
+    """
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    connection = session.connection(execution_options={"isolation_level": "REPEATABLE READ"} if is_postgresql else {})
+    first, last = connection.execute(select(func.min(LABEL.id), func.max(LABEL.id))).one()
+    if first is None:
+        return
+    reader = _Reader(connection, reading)
+    # Ranges of ids, because a LIMIT would tempt a planner to start from another table and sort all for every page.
+    for start in range(first, last + 1, _PAGE):
+        yield reader.page(start, start + _PAGE - 1), min(1.0, (start + _PAGE - first) / (last + 1 - first))
+
+
+def split_of(prompt_id: str, valid_share: float) -> str:
+    """Train or valid, by the prompt alone."""
+    return "valid" if int(content_id("split", prompt_id)[:8], 16) < valid_share * _HASHED else "train"
+
+
+class _Reader:
+    def __init__(self, connection: Connection, reading: Reading) -> None:
+        self._connection = connection
+        self._share = reading.valid_share
+        self._labels = _labels(reading)
+        self._prompts = select(PROMPT.id, *reading.columns.prompt)
+        self._samples = select(SAMPLE.id, *reading.columns.sample)
+        self._sides = (
+            select(_SIDE.comparison_id, SAMPLE.id, *reading.columns.sample)
+            .join_from(TABLES["comparison_answers"], TABLES["samples"])
+            .order_by(_SIDE.comparison_id, _SIDE.position)
+        )
+
+    def page(self, first: int, last: int) -> list[Labelled]:
+        rows = self._connection.execute(self._labels.where(LABEL.id.between(first, last))).all()
+        values = [_value(row.value) for row in rows]
+        prompts = {row.id: row for row in self._found(self._prompts, PROMPT.id, {row.prompt_id for row in rows})}
+        asked = {row.comparison_id for row in rows if row.comparison_id is not None}
+        sides: dict[str, list[Any]] = {comparison_id: [] for comparison_id in asked}
+        for side in self._found(self._sides, _SIDE.comparison_id, asked):
+            sides[side.comparison_id].append(side)
+        alone = {
+            row.id: _named(row.sample_id, value)
+            for row, value in zip(rows, values, strict=True)
+            if row.comparison_id is None
+        }
+        wanted = {sample_id for named in alone.values() for sample_id in named}
+        samples = {row.id: row for row in self._found(self._samples, SAMPLE.id, wanted)}
+        splits = {prompt_id: split_of(prompt_id, self._share) for prompt_id in prompts}
+        told = {prompt_id: _told(prompt) for prompt_id, prompt in prompts.items()}
+        return [
+            Labelled(
+                row,
+                value,
+                prompts[row.prompt_id],
+                *told[row.prompt_id],
+                sides[row.comparison_id] if row.comparison_id is not None else [samples[i] for i in alone[row.id]],
+                splits[row.prompt_id],
+            )
+            for row, value in zip(rows, values, strict=True)
+        ]
+
+    def _found(self, query: Select[Any], column: Any, ids: set[str]) -> Iterator[Any]:
+        wanted = sorted(ids)
+        for start in range(0, len(wanted), _PAGE):
+            yield from self._connection.execute(query.where(column.in_(wanted[start : start + _PAGE])))
+
+
+def _labels(reading: Reading) -> Select[Any]:
+    columns = (
+        LABEL.id, LABEL.kind, LABEL.prompt_id, LABEL.comparison_id, LABEL.sample_id, LABEL.rater_id, LABEL.guideline,
+        cast(LABEL.value, Text).label("value"), _purpose.label("purpose"), _RATER.kind.label("rater_kind"),
+    )  # fmt: skip
+    query = select(*columns, *reading.columns.label).select_from(TABLES["labels"]).order_by(LABEL.id)
+    joined = {"comparisons": LABEL.comparison_id, "samples": LABEL.sample_id, "assignments": LABEL.assignment_id}
+    for name, own in {**joined, "tasks": LABEL.task_id, "raters": LABEL.rater_id}.items():
+        query = query.outerjoin(TABLES[name], TABLES[name].c.id == own)
+    filters = reading.filters
+    if filters.round_id is not None:
+        query = query.where(_round_id == filters.round_id)
+    if filters.purpose is not None:
+        query = query.where(_purpose == filters.purpose)
+    if filters.rater_kinds:
+        query = query.where(_RATER.kind.in_(filters.rater_kinds))
+    if reading.kinds:
+        query = query.where(LABEL.kind.in_(reading.kinds))
+    if reading.standing:
+        again = func.coalesce(ASSIGNMENT.repeat, False)
+        query = query.where(LABEL.undone_at.is_(None), ~again, _purpose != "gold")
+    return query
+
+
+@lru_cache(maxsize=256)
+def _short_value(text: str) -> Any:
+    return orjson.loads(text)
+
+
+def _value(text: str) -> Any:
+    """Parsed; most comparisons say one of a few things, which are parsed once. Nobody changes it."""
+    return _short_value(text) if len(text) < 120 else orjson.loads(text)
+
+
+def _told(prompt: Any) -> tuple[Any, Any]:
+    """(messages, tools), where the conversation was read."""
+    text = getattr(prompt, "conversation", None)
+    if text is None:
+        return [], []
+    conversation = orjson.loads(text)
+    return conversation["messages"], conversation["tools"]
+
+
+def _named(sample_id: str | None, value: Any) -> list[str]:
+    """Samples of a label without a comparison: the one that it is about, or a conversation's candidates."""
+    if sample_id is not None:
+        return [sample_id]
+    candidates = (candidate for turn in value.get("turns", ()) for candidate in turn["candidates"])
+    return list(dict.fromkeys(candidates))
