@@ -350,8 +350,11 @@ def _now(session: Session) -> datetime:
 
 
 def _lock_person(session: Session, rater_id: str) -> None:
-    if session.scalar(select(RaterRow.id).where(RaterRow.id == rater_id).with_for_update()) is None:
+    kind = session.scalar(select(RaterRow.kind).where(RaterRow.id == rater_id).with_for_update())
+    if kind is None:
         raise StoreError(f"rater {rater_id!r} is unknown; add it before it labels")
+    if kind != "human":
+        raise StoreError(f"rater {rater_id!r} is of kind {kind!r}, and the queue is for people")
 
 
 def _held(rater_id: str) -> Any:
