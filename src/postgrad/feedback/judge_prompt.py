@@ -82,7 +82,7 @@ def read_verdict(raw: str, *, whole: bool) -> Verdict:
         whole: whether it ended by itself.
     """
     if not whole:
-        return Verdict(None, raw, f"the judge did not finish within {MAX_TOKENS} tokens")
+        return Verdict(None, raw, "the judge's answer was cut off before its end")
     *_, last = raw.strip().splitlines() or [""]
     found = _VERDICT.fullmatch(last)
     if found is None:
