@@ -150,6 +150,14 @@ def test_waits_grow_between_attempts() -> None:
         assert time.monotonic() - started > 0.75 * (0.2 + 0.4 + 0.8)
 
 
+def test_a_wait_that_the_endpoint_asks_for_is_kept() -> None:
+    """The tests' endpoint asks for no wait at all."""
+    started = time.monotonic()
+    verdict, _ = verdict_of(saying((429, "slow down"), "Verdict: A"), backoff_s=30.0)
+    assert verdict.winner == "first"
+    assert time.monotonic() - started < 10
+
+
 def test_a_server_that_drips_bytes_for_ever_is_cut_off() -> None:
     ended = asyncio.Semaphore(0)
 
