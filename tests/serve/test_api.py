@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import openai
 import pytest
+from listening import running
 from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from tiny_server import CONTEXT, ObservedEngine, running, tiny_engine
+from tiny_server import CONTEXT, ObservedEngine, tiny_engine
 
 from postgrad.errors import EngineError
 from postgrad.serve.api import create_app

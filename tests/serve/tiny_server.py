@@ -1,18 +1,14 @@
-"""A byte-level model behind the real engine, and a real server on a free port."""
+"""A byte-level model behind the real engine."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import queue
-import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-import uvicorn
-from fastapi import FastAPI
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from postgrad.engine.local import LocalEngine, OnToken, _Sequence
@@ -97,18 +93,3 @@ def tiny_engine(*, ends: bool = True) -> tuple[ObservedEngine, Renderer]:
         # The final norm scales a one-hot vector to length sqrt(WIDTH).
         lm.lm_head.weight.copy_(torch.nn.functional.pad(table, (0, WIDTH - VOCABULARY)) / WIDTH**0.5)
     return ObservedEngine(PolicyModel(lm), renderer), renderer
-
-
-@contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """The base URL of a server that runs while the block does."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=3))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()

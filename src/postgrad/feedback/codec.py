@@ -79,7 +79,7 @@ def sample_from_row(row: SampleRow) -> Sample:
 def submission_to_row(submission: Submission, *, prompt_id: str, num_answers: int) -> dict[str, Any]:
     p = submission.preference
     kind = "compare" if num_answers == 2 else "rank"
-    abstained = "" if p.tiers else p.rationale
+    abstained = "" if p.tiers else submission.reason or p.rationale
     value = {"tiers": p.tiers, "strength": p.strength, "both_bad": p.both_bad, "cannot_judge": abstained}
     return {
         "kind": kind,

@@ -388,10 +388,12 @@ def _now(session: Session) -> datetime:
 
 
 def _lock_person(session: Session, rater_id: str) -> Any:
-    """One thing at a time for each person; their kind, and their account's state and reason where they have one."""
+    """One thing at a time for each person; their account's state and reason where they have one."""
     person = session.execute(_PERSON, {"rater": rater_id}).first()
     if person is None:
         raise StoreError(f"rater {rater_id!r} is unknown; add it before it labels")
+    if person.kind != "human":
+        raise StoreError(f"rater {rater_id!r} is of kind {person.kind!r}, and the queue is for people")
     return person
 
 

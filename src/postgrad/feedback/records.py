@@ -55,6 +55,8 @@ class Submission:
     """Answer indices from first to last on the screen."""
     client_key: str = ""
     """Names this submission, so that sending it twice stores it once; by default one per rater, question and order."""
+    reason: str = ""
+    """Why an abstention is one; by default its rationale."""
 
     @property
     def key(self) -> str:

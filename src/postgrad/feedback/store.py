@@ -39,6 +39,7 @@ from postgrad.types import Comparison, Edit, Example
 
 Item = TypeVar("Item")
 
+_BY_JUDGE = exists().where(RaterRow.id == LabelRow.rater_id, RaterRow.kind == "model")
 _BATCH = 400
 """Rows per statement; SQLite allows 32766 bound values in one."""
 
@@ -194,9 +195,12 @@ class LabelStore:
             self.insert(session, LabelRow, rows)
 
     def next_for(self, rater_id: str, *, purpose: Purpose, round_id: str) -> Comparison | None:
-        """The question with the fewest answers that this rater has not answered; ties go by id, which is a hash."""
+        """The question with the fewest answers that this rater has not answered; ties go by id, which is a hash.
+
+        What model judges answered does not count.
+        """
         live = and_(LabelRow.comparison_id == ComparisonRow.id, LabelRow.undone_at.is_(None))
-        num_answers = select(func.count()).where(live).correlate(ComparisonRow).scalar_subquery()
+        num_answers = select(func.count()).where(live, ~_BY_JUDGE).correlate(ComparisonRow).scalar_subquery()
         with self.reading() as session:
             comparison_id = session.scalars(
                 select(ComparisonRow.id)
@@ -207,9 +211,11 @@ class LabelStore:
             ).first()
             return None if comparison_id is None else self._comparisons(session, [comparison_id])[comparison_id][0]
 
-    def comparisons(self, *, purpose: Purpose, round_id: str) -> Iterator[Comparison]:
-        """All questions of a round, by id."""
-        ids = select(ComparisonRow.id).where(ComparisonRow.purpose == purpose, ComparisonRow.round_id == round_id)
+    def comparisons(self, *, purpose: Purpose, round_id: str | None = None) -> Iterator[Comparison]:
+        """All questions by id; of all rounds where `round_id` is None."""
+        ids = select(ComparisonRow.id).where(ComparisonRow.purpose == purpose)
+        if round_id is not None:
+            ids = ids.where(ComparisonRow.round_id == round_id)
         with self.reading() as session:
             for batch in _batches(list(session.scalars(ids.order_by(ComparisonRow.id)))):
                 found = self._comparisons(session, batch)
@@ -221,12 +227,11 @@ class LabelStore:
         """Standing preferences in the order of their submission; of all rounds where `round_id` is None.
 
         Abstentions are among them; what a rater was asked a second time, to see whether they agree with
-        themselves, is not.
+        themselves, is not. Model judges are left out unless one is named by its `rater_id`.
         """
         repeat = exists().where(AssignmentRow.id == LabelRow.assignment_id, AssignmentRow.repeat)
         query = _live_preferences(purpose, round_id).where(~repeat).order_by(LabelRow.id)
-        if rater_id is not None:
-            query = query.where(LabelRow.rater_id == rater_id)
+        query = query.where(~_BY_JUDGE if rater_id is None else LabelRow.rater_id == rater_id)
         with self.reading() as session:
             kinds: dict[str, Any] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
             for batch in _batches(list(session.scalars(query.with_only_columns(LabelRow.id)))):

@@ -264,7 +264,8 @@ def _ranked(ctx: Context) -> tuple[list[Ranked], list[Ranked]]:
     samples = {s.id: s for s in ctx.store.samples(round_id=ctx.round_id, stage="sft")}
     by_prompt: dict[str, list[Judged]] = {}
     for judged in ctx.store.preferences(purpose="train", round_id=ctx.round_id):
-        by_prompt.setdefault(judged.prompt_id, []).append(judged)
+        if judged.preference.tiers:  # an abstention is no tie
+            by_prompt.setdefault(judged.prompt_id, []).append(judged)
     parts: dict[str, list[Ranked]] = {"train": [], "validation": []}
     for prompt_id in sorted(by_prompt):
         prompt = ctx.renderer.render_prompt(examples[prompt_id].prompt)
