@@ -1,9 +1,10 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, inspect, select, text
-from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, answer, claim, fill, finish, plain
+from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, answer, claim, fill, finish, plain, shown
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import AssignmentRow, EventRow, LabelRow, TaskRow
@@ -58,7 +59,7 @@ def shift(store: LabelStore, person: str) -> LabelQueue:
     comparisons = fill(store, 5)
     (sample,) = store.add_samples([answer("p0", "third p0", 2)])
     turn = {"message": f"hello {MARKER}", "candidates": [sample], "order": [0], "chosen": 0}
-    work: list[tuple[NewTask, dict[str, object]]] = [
+    work: list[tuple[NewTask, dict[str, Any]]] = [
         (NewTask("compare", comparisons[0], overlap=2), A_BETTER),
         (NewTask("compare", comparisons[1]), {"tiers": [], "cannot_judge": f"because {MARKER}"}),
         (NewTask("rate", sample, details={"axes": ["helpful"]}), {"axes": {"helpful": 7}}),
@@ -72,8 +73,9 @@ def shift(store: LabelStore, person: str) -> LabelQueue:
         queue.add([task], round_id=ROUND)
         got = claim(queue, person)
         queue.save_draft(got.id, person, {"text": f"half a thought {MARKER}"}, version=0)
+        placed = shown(got, value) if task.kind == "compare" else value
         queue.submit(
-            got.id, person, value, client_key=f"{MARKER} {got.id}", rationale=f"why: {MARKER}", milliseconds=1234
+            got.id, person, placed, client_key=f"{MARKER} {got.id}", rationale=f"why: {MARKER}", milliseconds=1234
         )
     queue.add([NewTask("compare", c) for c in comparisons[2:]], round_id=ROUND)
     finish(queue, person, {"tiers": [], "cannot_judge": f"undone {MARKER}"})

@@ -22,7 +22,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from postgrad.errors import AccessError
 from postgrad.feedback.people import SESSION_LIFE, Account, People, Permission, Role
-from postgrad.web.errors import Refused, answer_in_json
+from postgrad.feedback.queue import LABELER_KINDS
+from postgrad.feedback.values import KINDS, Kind
+from postgrad.web.errors import Refused, explain_refusals
 from postgrad.web.limits import SlidingWindow
 
 COOKIE: Final = "postgrad_session"
@@ -75,18 +77,19 @@ class Auth:
 
     def install(self, app: FastAPI) -> None:
         """Guard everything that the application serves, pages and sockets too, and add the routes under /auth."""
-        answer_in_json(app)
+        explain_refusals(app)
         app.add_middleware(_Door, local=self.local is not None)
         app.include_router(_routes(self))
 
     def current(self, request: Request) -> Account:
-        """Who asks; a dependency for routes.
+        """Who asks; a dependency for routes, which asks the store once for each request.
 
         Raises:
             Refused: nobody, a forged request, or one too many.
         """
-        if self.local is not None:
-            return self.local
+        known: Account | None = self.local or getattr(request.state, "account", None)
+        if known is not None:
+            return known
         bearer = request.headers.get("authorization")
         account = self._holder(request)
         if bearer is None and request.method not in _SAFE:
@@ -96,6 +99,7 @@ class Auth:
             if not hmac.compare_digest(given.encode(), csrf_token(token_of(request)).encode()):
                 raise Refused(403, "csrf", "this request lacks the page's X-CSRF-Token; reload the page")
         _admit(self._requests, account.id)
+        request.state.account = account
         return account
 
     def allowed(self, permission: Permission) -> Callable[[Request], Account]:
@@ -107,6 +111,14 @@ class Auth:
             return account
 
         return check
+
+    def rater_of(self, request: Request) -> str:
+        """The rater as whom this request labels."""
+        return self.allowed("label")(request).id
+
+    def kinds_of(self, request: Request) -> frozenset[Kind]:
+        """Kinds of task that this request may be given."""
+        return frozenset(KINDS) if "adjudicate" in self.current(request).permissions else LABELER_KINDS
 
     @contextmanager
     def guessing(self, request: Request, name: str) -> Iterator[None]:

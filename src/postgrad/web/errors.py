@@ -1,23 +1,15 @@
-"""Errors as JSON: `{"error": {"message", "code"}}`, the message a sentence for the person who asked."""
+"""Refusals as JSON, `{"error": {"message", "code"}}`: the message is a sentence for the person who asked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from postgrad.errors import AccessError, DataError, PostgradError, StaleError, StoreError
-
-_STATUS: Final[Mapping[type[PostgradError], tuple[int, str]]] = {
-    AccessError: (403, "forbidden"),
-    DataError: (400, "invalid"),
-    StaleError: (409, "stale"),
-    StoreError: (503, "store_unavailable"),
-}
+from postgrad.errors import AccessError, DataError
 
 
 class Refused(Exception):
@@ -33,12 +25,12 @@ class Refused(Exception):
         return _response(self.status, self.code, str(self), self.headers)
 
 
-def answer_in_json(app: FastAPI) -> None:
-    """Let an application answer errors in this shape; what was sent, perhaps a password, is never in them."""
+def explain_refusals(app: FastAPI) -> None:
+    """Let an application answer in this shape; what was sent, perhaps a password, is never repeated."""
     app.add_exception_handler(Refused, _on_refused)
+    app.add_exception_handler(AccessError, _on_access_error)
+    app.add_exception_handler(DataError, _on_data_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    for kind in _STATUS:
-        app.add_exception_handler(kind, _on_error)
 
 
 async def _on_refused(request: Request, error: Exception) -> JSONResponse:
@@ -46,9 +38,12 @@ async def _on_refused(request: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
-async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    status, code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
-    return _response(status, code, str(error), {})
+async def _on_access_error(request: Request, error: Exception) -> JSONResponse:
+    return _response(403, "forbidden", str(error), {})
+
+
+async def _on_data_error(request: Request, error: Exception) -> JSONResponse:
+    return _response(400, "invalid", str(error), {})
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
