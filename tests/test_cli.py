@@ -21,7 +21,7 @@ Capture = pytest.CaptureFixture[str]
 Rows = list[dict[str, Any]]
 COMMANDS = (
     "", "quickstart", "run", "rounds", "report", "samples", "doctor", "chat", "serve", "bench",
-    "models", "models pull", "models list",
+    "models", "models pull", "models list", "label", "label stats",
 )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from postgrad.evals.calibration import (
     pair_calibration,
     ratio_interval,
     reliability,
-    wilson_interval,
 )
+from postgrad.feedback.intervals import wilson_interval
 
 PREDICTED, OUTCOMES = [0.9, 0.9, 0.9, 0.9, 0.6], [1, 1, 1, 0, 1]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from postgrad.evals.arena import clustered_mean
-from postgrad.evals.calibration import wilson_interval
+from postgrad.feedback.intervals import wilson_interval
 from postgrad.types import Group
 
 RESAMPLES = 2000

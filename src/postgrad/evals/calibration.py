@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say? Expected calibration error, Brier score, fitted temperature, Wilson intervals.
+"""Do probabilities mean what they say? Expected calibration error, Brier score, fitted temperature.
 
 Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), for the error and the temperature.
 """
@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from postgrad.feedback.intervals import wilson_interval
+
 Binning = Literal["width", "mass"]
-_Z95: Final = 1.959963984540054
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 _LOG_TEMPERATURE: Final = (-5.0, 5.0)
 
@@ -79,16 +80,6 @@ def fit_temperature(logits: ArrayLike, outcomes: ArrayLike) -> float:
             right = low + _GOLDEN * (high - low)
             at_right = loss(right)
     return math.exp((low + high) / 2)
-
-
-def wilson_interval(successes: float, n: int, *, z: float = _Z95) -> tuple[float, float]:
-    """Score interval of a binomial share (Wilson, 1927); (0, 1) for n = 0."""
-    if n == 0:
-        return 0.0, 1.0
-    share, square = successes / n, z * z
-    centre = (share + square / (2 * n)) / (1 + square / n)
-    half = z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def pair_calibration(margins: Sequence[float], *, num_bins: int = 5) -> dict[str, Any]:

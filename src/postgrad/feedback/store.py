@@ -7,7 +7,7 @@ simply writes everything again. Every call is one transaction.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from postgrad.db.tables import (
 from postgrad.errors import StoreError
 from postgrad.feedback import codec
 from postgrad.feedback.records import Judged, Purpose, RaterKind, Sample, Submission, content_id
-from postgrad.feedback.values import BETWEEN, check_value
+from postgrad.feedback.values import BETWEEN, Kind, check_value
 from postgrad.types import Comparison, Edit, Example
 
 Item = TypeVar("Item")
@@ -222,24 +222,36 @@ class LabelStore:
                 yield from (found[comparison_id][0] for comparison_id in batch)
 
     def preferences(
-        self, *, purpose: Purpose, round_id: str | None = None, rater_id: str | None = None
+        self,
+        *,
+        purpose: Purpose,
+        round_id: str | None = None,
+        rater_id: str | None = None,
+        kinds: Collection[Kind] = BETWEEN,
+        repeats: bool = False,
+        judges: bool = False,
     ) -> Iterator[Judged]:
         """Standing preferences in the order of their submission; of all rounds where `round_id` is None.
 
         Abstentions are among them; what a rater was asked a second time, to see whether they agree with
-        themselves, is not. Model judges are left out unless one is named by its `rater_id`.
+        themselves, is not, and with `repeats` nothing else is. Model judges are left out, unless they are asked for,
+        all with `judges` or one by its `rater_id`.
         """
         repeat = exists().where(AssignmentRow.id == LabelRow.assignment_id, AssignmentRow.repeat)
-        query = _live_preferences(purpose, round_id).where(~repeat).order_by(LabelRow.id)
-        query = query.where(~_BY_JUDGE if rater_id is None else LabelRow.rater_id == rater_id)
+        query = _live_preferences(purpose, round_id).where(LabelRow.kind.in_(kinds)).order_by(LabelRow.id)
+        query = query.where(repeat if repeats else ~repeat)
+        if rater_id is not None:
+            query = query.where(LabelRow.rater_id == rater_id)
+        elif not judges:
+            query = query.where(~_BY_JUDGE)
         with self.reading() as session:
-            kinds: dict[str, Any] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
+            who: dict[str, Any] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
             for batch in _batches(list(session.scalars(query.with_only_columns(LabelRow.id)))):
                 rows = session.scalars(select(LabelRow).where(LabelRow.id.in_(batch)).order_by(LabelRow.id)).all()
                 asked = self._comparisons(session, {row.comparison_id for row in rows if row.comparison_id})
                 for row in rows:
                     assert row.comparison_id is not None
-                    yield codec.judged(row, *asked[row.comparison_id], kinds[row.rater_id])
+                    yield codec.judged(row, *asked[row.comparison_id], who[row.rater_id])
 
     def samples(self, *, round_id: str, stage: str | None = None) -> Iterator[Sample]:
         query = select(SampleRow).where(SampleRow.round_id == round_id).order_by(SampleRow.prompt_id, SampleRow.id)

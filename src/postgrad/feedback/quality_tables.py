@@ -1,0 +1,64 @@
+"""The quality of labels as tables for a terminal."""
+
+from __future__ import annotations
+
+from rich.table import Column, Table
+
+from postgrad.feedback.intervals import Estimate
+from postgrad.feedback.quality import Quality, RaterQuality
+
+_MEASURES = {
+    "raw": "raw",
+    "cohen_kappa": "Cohen's \u03ba",
+    "cohen_kappa_quadratic_strength": "Cohen's \u03ba, strength, quadratic",
+    "fleiss_kappa": "Fleiss' \u03ba",
+    "alpha_nominal": "Krippendorff's \u03b1",
+    "alpha_ordinal_strength": "Krippendorff's \u03b1, strength, ordinal",
+}
+_COLUMNS = (
+    "rater", "kind", "answers", "gold right", "agrees", "accuracy", "first chosen", "length slope", "consistent",
+    "median s", "too fast", "weight",
+)  # fmt: skip
+
+
+def quality_tables(found: Quality) -> list[Table]:
+    """Labels by kind, agreement with 95% intervals, and a line for each rater."""
+    kinds = Table("kind", Column("labels", justify="right"), title="Labels")
+    for kind, num in found.labels.items():
+        kinds.add_row(kind, str(num))
+    agreement = Table("among", "measure", "value [95%]", Column("questions", justify="right"), title="Agreement")
+    for pair in found.agreement:
+        between = f"{pair.first} raters" if pair.first == pair.second else f"{pair.first} and {pair.second}"
+        for name, estimate in pair.measures.items():
+            questions = str(estimate.num) if estimate else ""
+            agreement.add_row(between, _MEASURES[name], _number(estimate), questions)
+            between = ""
+    raters = Table(*(Column(name, overflow="fold") for name in _COLUMNS), title="Raters")
+    for rater in found.raters:
+        raters.add_row(*_cells(rater))
+    return [kinds, agreement, raters]
+
+
+def _cells(rater: RaterQuality) -> list[str]:
+    return [
+        rater.rater_id,
+        rater.kind,
+        str(rater.answers),
+        f"{rater.gold_right} of {rater.gold}" if rater.gold else "",
+        _percent(rater.agreement),
+        _percent(rater.accuracy),
+        _percent(rater.position),
+        _number(rater.length),
+        _percent(rater.consistency),
+        "" if rater.median_ms is None else f"{rater.median_ms / 1000:.1f}",
+        "" if rater.too_fast is None else f"{rater.too_fast:.0%}",
+        _number(rater.weight),
+    ]
+
+
+def _number(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _percent(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
