@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,8 +40,8 @@ NUM_RATERS: Final = 60
 ANSWER_WORDS: Final = 60
 PROMPT_WORDS: Final = 20
 BATCH: Final = 5_000
-WORDS: Final = (
-    "the a of model answer river seven quick olive is not very because and when they walked over hill to".split()
+WORDS: Final = tuple(
+    re.findall(r"\w+", "the a of model answer river seven quick olive is not very because when they walked over")
 )
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 ROUND: Final = "0001-bench"

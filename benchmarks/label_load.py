@@ -32,7 +32,7 @@ from sqlalchemy import create_engine, text
 
 from postgrad.config import QueueConfig
 from postgrad.db.engine import sqlite_url
-from postgrad.feedback.people import People
+from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Sample
 from postgrad.feedback.store import LabelStore
@@ -140,7 +140,8 @@ def fill(url: str, args: argparse.Namespace) -> list[str]:
 
 
 def token_for(people: People, name: str) -> str:
-    raise NotImplementedError
+    account = people.add(name, secrets.token_urlsafe(12), "labeler", by=OPERATOR)
+    return people.make_token("load", "labeler", 1, by=account)
 
 
 def sample(prompt_id: str, side: str) -> Sample:
@@ -159,7 +160,7 @@ def sample(prompt_id: str, side: str) -> Sample:
 
 
 def start(url: str, config: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "postgrad", "label", "serve", "--db", url, "--config", str(config)]
+    command = [sys.executable, "-m", "postgrad", "label", "serve", "--accounts", "--db", url, "--config", str(config)]
     process = subprocess.Popen([*command, "--port", str(port)], env={**os.environ, "OMP_NUM_THREADS": "1"})
     for _ in range(600):
         try:

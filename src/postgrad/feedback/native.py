@@ -93,7 +93,7 @@ _TASK = _object(
     details=_plain(TASK.details),
     gold=_flag(TASK.gold),
     answer=_plain(TASK.answer),
-    priority=_plain(TASK.priority),
+    turn=_plain(TASK.turn),
     overlap=_plain(TASK.overlap),
     created_at=json_instant(TASK.created_at),
 )

@@ -7,6 +7,7 @@ stored before anyone is told so. The database's clock decides, never a client's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -31,7 +32,7 @@ from postgrad.feedback import audit, codec
 from postgrad.feedback.agreement import matches
 from postgrad.feedback.choose import NUM_ANSWERED, next_assignment, takes_place
 from postgrad.feedback.store import LabelStore
-from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Receipt, task_rows
+from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Progress, Receipt, task_rows
 from postgrad.feedback.values import KINDS, Kind, check_value
 
 SKIPS_TO_PAUSE: Final = 3
@@ -264,6 +265,31 @@ class LabelQueue:
             session.flush()
             audit.record(session, actor=rater_id, action="undo", about=f"label {last.id}", at=now)
             return _assigned(session, row)
+
+    def progress(self) -> list[Progress]:
+        """How far the queue is, by kind of task."""
+        query = select(
+            TaskRow.kind,
+            TaskRow.state,
+            func.count(),
+            func.sum(TaskRow.overlap),
+            func.sum(TaskRow.done),
+            func.sum(TaskRow.overlap - TaskRow.done - TaskRow.free),
+        )
+        with self.store.reading() as session:
+            rows = session.execute(query.where(~TaskRow.gold).group_by(TaskRow.kind, TaskRow.state)).all()
+        return [Progress(*row) for row in sorted(rows)]
+
+    def per_hour(self, *, hours: int = 24) -> list[tuple[datetime, int]]:
+        """Standing labels of people in each of the last hours, oldest first."""
+        with self.store.reading() as session:
+            now = _now(session)
+            first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
+            made = select(LabelRow.created_at).where(
+                LabelRow.created_at >= first, LabelRow.undone_at.is_(None), LabelRow.assignment_id.is_not(None)
+            )
+            counts = Counter(at.replace(minute=0, second=0, microsecond=0) for at in session.scalars(made))
+        return [(hour, counts[hour]) for hour in (first + timedelta(hours=i) for i in range(hours))]
 
     def answered(self, rater_id: str) -> int:
         """Standing labels of a person."""

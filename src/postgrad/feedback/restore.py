@@ -115,7 +115,7 @@ class Task(_Part):
     details: dict[str, Any]
     gold: bool
     answer: dict[str, Any] | None
-    priority: int
+    turn: int
     overlap: Annotated[int, Field(ge=1, lt=2**31)]
     created_at: Instant
 

@@ -74,6 +74,32 @@ class Nothing:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Tasks of one kind in one state, gold apart."""
+
+    kind: str
+    state: str
+    tasks: int
+    wanted: int
+    """Answers that they ask for in all."""
+    done: int
+    leased: int
+
+
+def coverage(comparison_ids: Sequence[str], *, overlap: int, share: float, priority: int = 0) -> list[NewTask]:
+    """Comparisons as tasks: this share of them for `overlap` people, chosen by hash, the others for one."""
+    return [
+        NewTask(
+            "compare",
+            comparison_id,
+            overlap=overlap if int(content_id("coverage", comparison_id), 16) < share * 16**24 else 1,
+            priority=priority,
+        )
+        for comparison_id in comparison_ids
+    ]
+
+
 def task_rows(session: Session, tasks: Sequence[NewTask], round_id: str) -> list[dict[str, Any]]:
     """Columns of new tasks, after checking that what they ask about is stored.
 

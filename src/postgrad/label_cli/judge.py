@@ -179,7 +179,7 @@ def _judge_table(rater_id: str, summary: JudgeSummary, num: int, people: tuple[i
 
 def _share(part: int, whole: int) -> str:
     """With its 95% Wilson interval."""
-    from postgrad.evals.calibration import wilson_interval
+    from postgrad.feedback.intervals import wilson_interval
 
     if whole == 0:
         return "nothing to compare"

@@ -43,6 +43,7 @@ class LabelPage:
     def __init__(self, queue: LabelQueue, account: Account, *, local: bool) -> None:
         self._queue, self._rater, self._kinds = queue, account.id, kinds_for(account)
         self._name = "" if local else account.name
+        self._leads = "see_quality" in account.permissions
         self._task: Assigned | None = None
         self._form: Form | None = None
         self._version = 0
@@ -59,6 +60,8 @@ class LabelPage:
             ui.space()
             if self._name:
                 ui.label(self._name).classes("pg-count")
+            if self._leads:
+                ui.link("Queue", "/queue").classes("pg-link")
             self._status = ui.label().classes("pg-status").props("role=status aria-live=polite")
             for key, name, action in (
                 ("U", "Undo", self.undo),

@@ -18,6 +18,7 @@ from postgrad.errors import PostgradError
 from postgrad.feedback.people import Account
 from postgrad.feedback.queue import LabelQueue
 from postgrad.web.auth import Auth
+from postgrad.web.dashboard_page import DashboardPage
 from postgrad.web.errors import Refused
 from postgrad.web.label_page import LabelPage
 from postgrad.web.login_page import build_login
@@ -54,6 +55,15 @@ def create_workbench(queue: LabelQueue, auth: Auth) -> FastAPI:
             return RedirectResponse("/login")
         ui.add_css(_css())
         await LabelPage(queue, account, local=auth.local is not None).build()
+        return None
+
+    @ui.page("/queue", title="Queue · postgrad")
+    async def dashboard(request: Request) -> RedirectResponse | None:
+        account = _signed_in(auth, request)
+        if account is None or "see_quality" not in account.permissions:
+            return RedirectResponse("/login" if account is None else "/")
+        ui.add_css(_css())
+        await DashboardPage(queue, auth.people).build()
         return None
 
     @ui.page("/login", title="Sign in · postgrad")
