@@ -35,6 +35,13 @@ class json_instant(GenericFunction[str]):
     inherit_cache = True
 
 
+class filled(GenericFunction[str]):
+    """A template with its places filled, at once: a chain of `||` would copy what is there at every link."""
+
+    type = Text()
+    inherit_cache = True
+
+
 @compiles(json_text, "sqlite")
 def _sqlite_text(element: Any, compiler: SQLCompiler, **kwargs: Any) -> str:
     return f"json_quote({compiler.process(element.clauses, **kwargs)})"
@@ -58,6 +65,16 @@ def _postgresql_instant(element: Any, compiler: SQLCompiler, **kwargs: Any) -> s
     return f"coalesce('\"' || to_char({own} AT TIME ZONE 'UTC', {shape}) || '\"', 'null')"
 
 
+@compiles(filled, "sqlite")
+def _sqlite_filled(element: Any, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"printf({compiler.process(element.clauses, **kwargs)})"
+
+
+@compiles(filled, "postgresql")
+def _postgresql_filled(element: Any, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"format({compiler.process(element.clauses, **kwargs)})"
+
+
 def _plain(column: Any) -> ColumnElement[str]:
     """A number, or JSON as it is stored."""
     return func.coalesce(cast(column, Text), "null")
@@ -68,14 +85,13 @@ def _flag(column: Any) -> ColumnElement[str]:
 
 
 def _members(**members: ColumnElement[str]) -> ColumnElement[str]:
-    written: ColumnElement[str] = literal("", Text())
-    for i, (name, value) in enumerate(members.items()):
-        written = written + literal(f'{"," if i else ""}"{name}":', Text()) + value
-    return written
+    template = ",".join(f'"{name}":%s' for name in members)
+    return filled(cast(literal(template), Text), *members.values())
 
 
 def _object(**members: ColumnElement[str]) -> ColumnElement[str]:
-    return literal("{", Text()) + _members(**members) + literal("}", Text())
+    template = ",".join(f'"{name}":%s' for name in members)
+    return filled(cast(literal(f"{{{template}}}"), Text), *members.values())
 
 
 def _or_null(key: Any, written: ColumnElement[str]) -> ColumnElement[str]:
