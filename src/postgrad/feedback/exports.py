@@ -24,7 +24,7 @@ from postgrad import __version__
 from postgrad.errors import ConfigError, DataError
 from postgrad.feedback.formats import COLUMNS, FORMATS, Format, Labelled, Row, defused
 from postgrad.feedback.native import WIDE, Native
-from postgrad.feedback.pages import NARROW, Filters, Reading, pages
+from postgrad.feedback.pages import TABLE, TRAINING, Filters, Reading, pages
 from postgrad.feedback.store import LabelStore
 
 FORMAT_VERSION: Final = 1
@@ -89,17 +89,15 @@ def export_labels(
     beside = folder / (f"{target.stem}.manifest.json" if single else "manifest.json")
     with ExitStack() as stack, store.reading() as session:
         sinks = [stack.enter_context(_SINKS[form.suffix](folder / name)) for name in names]
-        columns = WIDE if format_name == NATIVE else NARROW
+        columns = WIDE if format_name == NATIVE else TRAINING if form.splits else TABLE
+        share = None if format_name == NATIVE or (single and form.splits) else valid_share
         native: Native | None = None
-        for page, done in pages(session, Reading(wanted, form.kinds, not form.everything, columns, valid_share)):
+        for page, done in pages(session, Reading(wanted, form.kinds, not form.everything, columns, share)):
             if format_name == NATIVE:
                 native = native or Native(session.connection())
-                sinks[0].add_lines([line for one in page for line in native.lines(one)])
+                sinks[0].add_lines(native.lines(page))
             else:
-                for one in page:
-                    rows = list(form.rows(one))
-                    manifest.without_rows += not rows
-                    sinks[splits and one.split == "valid"].add(rows)
+                _add(sinks, [(one.split, list(form.rows(one))) for one in page], manifest)
             _count(manifest, page)
             on_page(done)
         if not manifest.labels:
@@ -212,6 +210,14 @@ def _resolve(filters: Filters, form: Format, name: str) -> Filters:
 
 def _said(filters: Filters) -> str:
     return ", ".join(f"{key} {value}" for key, value in asdict(filters).items() if value) or "none given"
+
+
+def _add(sinks: Sequence[_Lines], page: Sequence[tuple[str, list[Row]]], manifest: Manifest) -> None:
+    manifest.without_rows += sum(not rows for _, rows in page)
+    held_out = len(sinks) > 1
+    sinks[0].add([row for split, rows in page if not (held_out and split == "valid") for row in rows])
+    if held_out:
+        sinks[1].add([row for split, rows in page if split == "valid" for row in rows])
 
 
 def _count(manifest: Manifest, page: Sequence[Labelled]) -> None:

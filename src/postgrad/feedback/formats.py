@@ -30,9 +30,9 @@ class Labelled(NamedTuple):
     prompt: Any
     messages: Messages
     tools: Sequence[Any]
+    split: str
     samples: Sequence[Any]
     """`id`, `text` and `checkpoint` of each answer; of a conversation, of every candidate."""
-    split: str
 
 
 class Format(NamedTuple):

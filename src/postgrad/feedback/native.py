@@ -8,6 +8,7 @@ export therefore gives the same bytes again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -29,6 +30,13 @@ class json_text(GenericFunction[str]):
 
 class json_instant(GenericFunction[str]):
     """A time as JSON, in UTC, to the microsecond."""
+
+    type = Text()
+    inherit_cache = True
+
+
+class filled(GenericFunction[str]):
+    """A template with its places filled, at once: a chain of `||` would copy what is there at every link."""
 
     type = Text()
     inherit_cache = True
@@ -57,6 +65,16 @@ def _postgresql_instant(element: Any, compiler: SQLCompiler, **kwargs: Any) -> s
     return f"coalesce('\"' || to_char({own} AT TIME ZONE 'UTC', {shape}) || '\"', 'null')"
 
 
+@compiles(filled, "sqlite")
+def _sqlite_filled(element: Any, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"printf({compiler.process(element.clauses, **kwargs)})"
+
+
+@compiles(filled, "postgresql")
+def _postgresql_filled(element: Any, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return f"format({compiler.process(element.clauses, **kwargs)})"
+
+
 def _plain(column: Any) -> ColumnElement[str]:
     """A number, or JSON as it is stored."""
     return func.coalesce(cast(column, Text), "null")
@@ -67,14 +85,13 @@ def _flag(column: Any) -> ColumnElement[str]:
 
 
 def _members(**members: ColumnElement[str]) -> ColumnElement[str]:
-    written: ColumnElement[str] = literal("", Text())
-    for i, (name, value) in enumerate(members.items()):
-        written = written + literal(f'{"," if i else ""}"{name}":', Text()) + value
-    return written
+    template = ",".join(f'"{name}":%s' for name in members)
+    return filled(cast(literal(template), Text), *members.values())
 
 
 def _object(**members: ColumnElement[str]) -> ColumnElement[str]:
-    return literal("{", Text()) + _members(**members) + literal("}", Text())
+    template = ",".join(f'"{name}":%s' for name in members)
+    return filled(cast(literal(f"{{{template}}}"), Text), *members.values())
 
 
 def _or_null(key: Any, written: ColumnElement[str]) -> ColumnElement[str]:
@@ -164,23 +181,36 @@ class Native:
         columns = (guidelines.version, guidelines.text, guidelines.author_id, guidelines.created_at)
         self._guidelines = {g.version: (g.author_id, _line("guideline", g)) for g in read(select(*columns))}
 
-    def lines(self, one: Labelled) -> list[bytes]:
+    def lines(self, page: Sequence[Labelled]) -> list[bytes]:
+        if not self._has_news(page):
+            return [_written(one) for one in page]
+        return [line for one in page for line in (*self._news(one), _written(one))]
+
+    def _has_news(self, page: Sequence[Labelled]) -> object:
+        """Whether a page names what was not told before; almost none does."""
+        return (
+            (self._raters and not self._raters.keys().isdisjoint([one.label.rater_id for one in page]))
+            or (self._guidelines and not self._guidelines.keys().isdisjoint([one.label.guideline for one in page]))
+            or (self._rounds and not self._rounds.keys().isdisjoint([name for one in page for name in _rounds(one)]))
+        )
+
+    def _news(self, one: Labelled) -> Iterator[bytes]:
         label = one.label
-        lines: list[bytes] = []
-        for round_id in (label.asked_in, label.task_round, *(sample.round_id for sample in one.samples)):
-            if round_id in self._rounds:
-                lines.append(self._rounds.pop(round_id))
-        raters = [label.rater_id]
-        guideline = self._guidelines.pop(label.guideline, None)
+        yield from (self._rounds.pop(round_id) for round_id in _rounds(one) if round_id in self._rounds)
+        author, guideline = self._guidelines.pop(label.guideline, (None, None))
+        yield from (self._raters.pop(rater) for rater in (label.rater_id, author) if rater in self._raters)
         if guideline is not None:
-            raters.append(guideline[0])
-        lines += [self._raters.pop(rater_id) for rater_id in dict.fromkeys(raters) if rater_id in self._raters]
-        if guideline is not None:
-            lines.append(guideline[1])
-        answers = ",".join([sample.line for sample in one.samples])
-        line = f'{{{label.line},"weight":{label.weight!r},"prompt":{one.prompt.line},"answers":[{answers}]}}\n'
-        lines.append(line.encode())
-        return lines
+            yield guideline
+
+
+def _rounds(one: Labelled) -> list[str | None]:
+    return [one.label.asked_in, one.label.task_round, *(sample.round_id for sample in one.samples)]
+
+
+def _written(one: Labelled) -> bytes:
+    label = one.label
+    answers = ",".join([sample.line for sample in one.samples])
+    return f'{{{label.line},"weight":{label.weight!r},"prompt":{one.prompt.line},"answers":[{answers}]}}\n'.encode()
 
 
 def _line(kind: str, row: Any, **other: Any) -> bytes:

@@ -46,15 +46,17 @@ class Columns:
     sample: tuple[Any, ...]
 
 
-NARROW: Final = Columns(
+_TOLD: Final = (cast(PROMPT.conversation, Text).label("conversation"),)
+_ANSWERED: Final = (SAMPLE.text, SAMPLE.checkpoint)
+TRAINING: Final = Columns((cast(TASK.details, Text).label("details"),), _TOLD, _ANSWERED)
+TABLE: Final = Columns(
     (
         LABEL.display_order, LABEL.rationale, LABEL.milliseconds, LABEL.weight, LABEL.created_at, LABEL.undone_at,
-        _round_id.label("round_id"), ASSIGNMENT.repeat, cast(TASK.details, Text).label("details"),
+        _round_id.label("round_id"), ASSIGNMENT.repeat,
     ),
-    (cast(PROMPT.conversation, Text).label("conversation"),),
-    (SAMPLE.text, SAMPLE.checkpoint),
+    _TOLD,
+    _ANSWERED,
 )  # fmt: skip
-"""What training formats and tables say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class Reading:
     standing: bool
     """Neither undone labels nor gold nor repeats."""
     columns: Columns
-    valid_share: float
+    valid_share: float | None
+    """None where nobody wants to know the split."""
 
 
 def pages(session: Session, reading: Reading) -> Iterator[tuple[list[Labelled], float]]:
@@ -90,9 +93,12 @@ def split_of(prompt_id: str, valid_share: float) -> str:
 
 
 class _Reader:
+    """Rows are read by their place where there are many: 0 comparison, 1 prompt, 2 value of a label."""
+
     def __init__(self, connection: Connection, reading: Reading) -> None:
         self._connection = connection
         self._share = reading.valid_share
+        self._is_told = reading.columns.prompt == _TOLD
         self._labels = _labels(reading)
         self._prompts = select(PROMPT.id, *reading.columns.prompt)
         self._samples = select(SAMPLE.id, *reading.columns.sample)
@@ -104,43 +110,41 @@ class _Reader:
 
     def page(self, first: int, last: int) -> list[Labelled]:
         rows = self._connection.execute(self._labels.where(LABEL.id.between(first, last))).all()
-        values = [_value(row.value) for row in rows]
-        prompts = {row.id: row for row in self._found(self._prompts, PROMPT.id, {row.prompt_id for row in rows})}
-        asked = {row.comparison_id for row in rows if row.comparison_id is not None}
-        sides: dict[str, list[Any]] = {comparison_id: [] for comparison_id in asked}
-        for side in self._found(self._sides, _SIDE.comparison_id, asked):
-            sides[side.comparison_id].append(side)
-        alone = {
-            row.id: _named(row.sample_id, value)
-            for row, value in zip(rows, values, strict=True)
-            if row.comparison_id is None
-        }
+        prompts = {row.id: self._prompt(row) for row in self._found(self._prompts, PROMPT.id, {r[1] for r in rows})}
+        sides: dict[str, list[Any]] = {}
+        for side in self._found(self._sides, _SIDE.comparison_id, {r[0] for r in rows if r[0] is not None}):
+            sides.setdefault(side[0], []).append(side)
+        alone = {row.id: _named(row) for row in rows if row[0] is None}
         wanted = {sample_id for named in alone.values() for sample_id in named}
         samples = {row.id: row for row in self._found(self._samples, SAMPLE.id, wanted)}
-        splits = {prompt_id: split_of(prompt_id, self._share) for prompt_id in prompts}
-        told = {prompt_id: _told(prompt) for prompt_id, prompt in prompts.items()}
         return [
             Labelled(
                 row,
-                value,
-                prompts[row.prompt_id],
-                *told[row.prompt_id],
-                sides[row.comparison_id] if row.comparison_id is not None else [samples[i] for i in alone[row.id]],
-                splits[row.prompt_id],
+                _value(row[2]),
+                *prompts[row[1]],
+                sides[row[0]] if row[0] is not None else [samples[name] for name in alone[row.id]],
             )
-            for row, value in zip(rows, values, strict=True)
+            for row in rows
         ]
 
-    def _found(self, query: Select[Any], column: Any, ids: set[str]) -> Iterator[Any]:
+    def _prompt(self, row: Any) -> tuple[Any, Any, Any, str]:
+        """(row, messages, tools, split), as far as they were read."""
+        split = "" if self._share is None else split_of(row.id, self._share)
+        if not self._is_told:
+            return row, [], [], split
+        conversation = orjson.loads(row.conversation)
+        return row, conversation["messages"], conversation["tools"], split
+
+    def _found(self, query: Select[Any], column: Any, ids: set[str]) -> list[Any]:
         wanted = sorted(ids)
-        for start in range(0, len(wanted), _PAGE):
-            yield from self._connection.execute(query.where(column.in_(wanted[start : start + _PAGE])))
+        batches = [wanted[start : start + _PAGE] for start in range(0, len(wanted), _PAGE)]
+        return [row for batch in batches for row in self._connection.execute(query.where(column.in_(batch))).all()]
 
 
 def _labels(reading: Reading) -> Select[Any]:
     columns = (
-        LABEL.id, LABEL.kind, LABEL.prompt_id, LABEL.comparison_id, LABEL.sample_id, LABEL.rater_id, LABEL.guideline,
-        cast(LABEL.value, Text).label("value"), _purpose.label("purpose"), _RATER.kind.label("rater_kind"),
+        LABEL.comparison_id, LABEL.prompt_id, cast(LABEL.value, Text).label("value"), LABEL.id, LABEL.kind,
+        LABEL.sample_id, LABEL.rater_id, LABEL.guideline, _purpose.label("purpose"), _RATER.kind.label("rater_kind"),
     )  # fmt: skip
     query = select(*columns, *reading.columns.label).select_from(TABLES["labels"]).order_by(LABEL.id)
     joined = {"comparisons": LABEL.comparison_id, "samples": LABEL.sample_id, "assignments": LABEL.assignment_id}
@@ -171,18 +175,9 @@ def _value(text: str) -> Any:
     return _short_value(text) if len(text) < 120 else orjson.loads(text)
 
 
-def _told(prompt: Any) -> tuple[Any, Any]:
-    """(messages, tools), where the conversation was read."""
-    text = getattr(prompt, "conversation", None)
-    if text is None:
-        return [], []
-    conversation = orjson.loads(text)
-    return conversation["messages"], conversation["tools"]
-
-
-def _named(sample_id: str | None, value: Any) -> list[str]:
+def _named(row: Any) -> list[str]:
     """Samples of a label without a comparison: the one that it is about, or a conversation's candidates."""
-    if sample_id is not None:
-        return [sample_id]
-    candidates = (candidate for turn in value.get("turns", ()) for candidate in turn["candidates"])
-    return list(dict.fromkeys(candidates))
+    if row.sample_id is not None:
+        return [row.sample_id]
+    turns = orjson.loads(row.value).get("turns", ())
+    return list(dict.fromkeys(candidate for turn in turns for candidate in turn["candidates"]))

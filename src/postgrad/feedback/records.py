@@ -18,10 +18,12 @@ PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 RATER_KINDS: tuple[RaterKind, ...] = get_args(RaterKind)
 
 
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
+
 def content_id(*parts: Any) -> str:
     """24 hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
-    canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:24]
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, slots=True)
