@@ -394,9 +394,9 @@ def _admins() -> Any:
 
 
 def _invitation(session: Session, token: str) -> str:
-    """The account that waits for its holder."""
+    """The account that waits for its holder, if it still does."""
     row = session.get(TokenRow, _digest(token))
-    if row is None or row.kind != "invitation" or row.expires_at <= datetime.now(UTC):
+    if row is None or row.expires_at <= datetime.now(UTC):
         raise AccessError(_NO_INVITATION)
     return row.rater_id
 
