@@ -197,6 +197,15 @@ def test_questions_that_fail_alone_are_abstentions_beside_the_others(url: str) -
         assert row.rationale == ""
 
 
+def test_a_question_without_answer_is_stored_with_the_next_that_has_one(url: str) -> None:
+    replies = iter([(413, "too long"), "Verdict: tie"])
+    with LabelStore(url) as store, playing(lambda a, b, times: next(replies)) as endpoint:
+        fill(store, 1)
+        summary = ask(store, endpoint, concurrency=1)
+        assert (summary.judged, summary.abstained) == (1, {"HTTP 413: too long": 1})
+        assert [row.value["tiers"] for row in labels(store)] == [[], [[0, 1]]]
+
+
 def test_agreement_counts_what_most_people_said_where_they_said_something(url: str) -> None:
     with LabelStore(url) as store, playing(prefers_x) as endpoint:
         ids = fill(store, 6)

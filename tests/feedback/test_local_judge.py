@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from listening import running
 from stored import ROUND, fill
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from postgrad.db.engine import sqlite_url
 from postgrad.engine.local import LocalEngine
+from postgrad.feedback.endpoint_judge import EndpointJudge
 from postgrad.feedback.judge_prompt import RUBRIC, Verdict, question
 from postgrad.feedback.judges import JudgeSummary, judge_comparisons, judge_id
 from postgrad.feedback.local_judge import LocalJudge
 from postgrad.feedback.store import LabelStore
 from postgrad.models.load import load_policy
 from postgrad.models.policy import PolicyModel
+from postgrad.serve.api import create_app
 from postgrad.testing import byte_tokenizer, tiny_model
 from postgrad.text import Renderer, load_tokenizer
 from postgrad.types import Conversation, Message
@@ -67,6 +70,20 @@ def test_a_local_judge_is_asked_and_read_as_any_other(tmp_path: Path) -> None:
         assert {j.preference.rationale for j in rows} == {"Verdict: A"}
 
 
+def test_the_same_checkpoint_behind_our_own_server_says_the_same() -> None:
+    local = reciter("Verdict: B")
+    app = create_app(local._engine, local._renderer, model_name="reciter", context=8192)
+
+    async def run(url: str) -> Verdict:
+        async with EndpointJudge(f"{url}/v1", model="reciter", rubric=RUBRIC) as judge:
+            return await judge.judge(PROMPT, "one", "two")
+
+    with running(app) as url:
+        assert (
+            asyncio.run(run(url)) == asyncio.run(local.judge(PROMPT, "one", "two")) == Verdict("second", "Verdict: B")
+        )
+
+
 def test_what_a_random_model_writes_is_an_abstention_with_all_of_it(tmp_path: Path) -> None:
     directory = tiny_model(tmp_path / "tiny")
     config = json.loads((directory / "config.json").read_text())
@@ -76,12 +93,15 @@ def test_what_a_random_model_writes_is_an_abstention_with_all_of_it(tmp_path: Pa
     engine = LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode)
     asked = Conversation((Message("user", question(PROMPT, "one", "two", rubric="Be kind.")),))
     context = len(renderer.render_prompt(asked)) + 20
-    judge = LocalJudge(engine, renderer, context=context, model="tiny", checkpoint="", rubric="Be kind.")
+    judge, reseeded = (
+        LocalJudge(engine, renderer, context=context, model="tiny", checkpoint="", rubric="Be kind.", seed=seed)
+        for seed in (0, 1)
+    )
     verdict = asyncio.run(judge.judge(PROMPT, "one", "two"))
     assert verdict.winner is None
     assert verdict.raw
     assert verdict.reason == "the judge's answer was cut off before its end"
-    assert asyncio.run(judge.judge(PROMPT, "one", "two")) == verdict
+    assert asyncio.run(reseeded.judge(PROMPT, "one", "two")) == verdict, "greedy, so the seed changes nothing"
 
 
 @pytest.mark.parametrize(
