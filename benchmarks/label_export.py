@@ -40,9 +40,7 @@ NUM_RATERS: Final = 60
 ANSWER_WORDS: Final = 60
 PROMPT_WORDS: Final = 20
 BATCH: Final = 5_000
-WORDS: Final = tuple(
-    re.findall(r"\w+", "the a of model answer river seven quick olive is not very because when they walked over")
-)
+WORDS: Final = tuple(re.findall(r"\w+", "the a of model answer river seven quick olive is not because they walked"))
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 ROUND: Final = "0001-bench"
 
