@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from sqlalchemy import insert, select
-from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain
+from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain, shown
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import LabelRow, TaskRow
@@ -33,7 +33,7 @@ EVERYONE = Filters(rater_kinds=("human", "simulated", "model"))
 def label(queue: LabelQueue, person: str, kind: Kind, value: dict[str, Any], **more: Any) -> None:
     got = queue.claim(person, kinds=(kind,))
     assert isinstance(got, Assigned), got
-    queue.submit(got.id, person, value, client_key=f"{got.id}-{got.draft_version}", **more)
+    queue.submit(got.id, person, shown(got, value), client_key=f"{got.id}-{got.draft_version}", **more)
 
 
 def collect(store: LabelStore) -> LabelQueue:

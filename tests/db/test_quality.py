@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from tiny_round import call
-from workbench import A_BETTER, B_BETTER, ROUND, TIE, fill, finish, plain, queue_of
+from workbench import A_BETTER, B_BETTER, ROUND, TIE, fill, finish, plain, queue_of, shown
 
 from postgrad.errors import StoreError
 from postgrad.feedback.choose import REPEAT_DISTANCE
@@ -63,7 +63,7 @@ def test_skipped_undone_repeated_gold_and_adjudicated_answers_are_no_agreement(u
         queue.add([NewTask("adjudicate", queue_comparison(store))], round_id=ROUND)
         ruling = queue.claim("cyd", kinds=("adjudicate",))
         assert not isinstance(ruling, Nothing)
-        queue.submit(ruling.id, "cyd", B_BETTER, client_key="ruling")
+        queue.submit(ruling.id, "cyd", shown(ruling, B_BETTER), client_key="ruling")
         found = quality(store)
         assert found.labels == {"adjudicate": 1, "compare": REPEAT_DISTANCE + 4}
         ada, bob, cyd = (rater(found, name) for name in ("ada", "bob", "cyd"))

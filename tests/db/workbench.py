@@ -67,4 +67,6 @@ def finish(queue: LabelQueue, person: str, value: dict[str, Any], key: str = "")
 
 def shown(got: Assigned, value: dict[str, Any]) -> dict[str, Any]:
     """An opinion on answers as one on their places on this person's screen."""
+    if "tiers" not in value:
+        return value
     return value | {"tiers": [[got.order.index(answer) for answer in tier] for tier in value["tiers"]]}

@@ -7,7 +7,7 @@ from rich.table import Column, Table
 from postgrad.feedback.intervals import Estimate
 from postgrad.feedback.quality import Quality, RaterQuality
 
-_MEASURES = {
+MEASURES = {
     "raw": "raw",
     "cohen_kappa": "Cohen's \u03ba",
     "cohen_kappa_quadratic_strength": "Cohen's \u03ba, strength, quadratic",
@@ -31,7 +31,7 @@ def quality_tables(found: Quality) -> list[Table]:
         between = f"{pair.first} raters" if pair.first == pair.second else f"{pair.first} and {pair.second}"
         for name, estimate in pair.measures.items():
             questions = str(estimate.num) if estimate else ""
-            agreement.add_row(between, _MEASURES[name], _number(estimate), questions)
+            agreement.add_row(between, MEASURES[name], _number(estimate), questions)
             between = ""
     raters = Table(*(Column(name, overflow="fold") for name in _COLUMNS), title="Raters")
     for rater in found.raters:

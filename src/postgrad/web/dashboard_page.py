@@ -11,10 +11,12 @@ from nicegui import run, ui
 from postgrad.feedback.intervals import Estimate
 from postgrad.feedback.people import People
 from postgrad.feedback.quality import Quality, quality
+from postgrad.feedback.quality_tables import MEASURES
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Progress
 
 REFRESH_S: Final = 30.0
+GREY: Final = {"color": "#8a94a3"}
 
 
 class DashboardPage:
@@ -78,8 +80,13 @@ def _throughput(hours: Sequence[tuple[datetime, int]]) -> None:
                 "animation": False,
                 "grid": {"left": 44, "right": 10, "top": 16, "bottom": 28},
                 "tooltip": {"trigger": "axis"},
-                "xAxis": {"type": "category", "data": [f"{at.astimezone():%H}" for at, _ in hours]},
-                "yAxis": {"type": "value", "minInterval": 1, "splitLine": {"lineStyle": {"opacity": 0.25}}},
+                "xAxis": {"type": "category", "data": [f"{at.astimezone():%H}" for at, _ in hours], "axisLabel": GREY},
+                "yAxis": {
+                    "type": "value",
+                    "minInterval": 1,
+                    "axisLabel": GREY,
+                    "splitLine": {"lineStyle": {"opacity": 0.25}},
+                },
                 "series": [{"type": "bar", "data": [num for _, num in hours], "color": "#4f86d9"}],
             }
         ).classes("pg-chart")
@@ -91,7 +98,7 @@ def _agreement(found: Quality) -> None:
         {
             "id": i,
             "among": part.first if part.first == part.second else f"{part.first} and {part.second}",
-            "measure": name,
+            "measure": MEASURES[name],
             "value": _shown(value),
         }
         for i, (part, name, value) in enumerate((p, n, v) for p in found.agreement for n, v in p.measures.items())
