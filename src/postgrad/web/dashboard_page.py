@@ -16,6 +16,7 @@ from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Progress
 
 REFRESH_S: Final = 30.0
+FAINT: Final = {"lineStyle": {"opacity": 0.25}}
 GREY: Final = {"color": "#8a94a3"}
 
 

@@ -184,16 +184,20 @@ class LabelPage:
             self._remark.value = got.draft["rationale"]
             self._cancel_draft()
         self._shown_at = time.monotonic()
-        ui.run_javascript("window.scrollTo(0, 0)")
+        with self._main:  # whatever called this may stand in what was just cleared
+            ui.run_javascript("window.scrollTo(0, 0)")
 
     async def _on_key(self, event: KeyEventArguments) -> None:
         if not event.action.keydown or event.modifiers.ctrl or event.modifiers.meta or event.modifiers.alt:
             return
-        if self._skip.value or self._guidelines.value or self._help.value:
-            return
-        if self._form is not None and self._form.press(str(event.key)):
-            return
         key = str(event.key)
+        if self._skip.value:
+            await self._press_while_skipping(key)
+            return
+        if self._guidelines.value or self._help.value:
+            return
+        if self._form is not None and self._form.press(key):
+            return
         key = key.lower() if len(key) == 1 else key
         actions = {
             "Enter": self.send,
@@ -207,6 +211,13 @@ class LabelPage:
             self._remark.run_method("focus")
         elif key == "?":
             self._show_keys()
+
+    async def _press_while_skipping(self, key: str) -> None:
+        """Keys that came before the window had the focus."""
+        if key == "Enter":
+            await self.skip()
+        elif len(key) == 1:
+            self._reason.value = f"{self._reason.value or ''}{key}"
 
     def _changed(self) -> None:
         self._cancel_draft()
