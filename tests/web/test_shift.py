@@ -164,6 +164,7 @@ def test_a_whole_shift_by_keyboard_loses_nothing(ada: Shift, server: tuple[str, 
     ada.page.keyboard.type("not my language")
     ada.press("Enter")
     ada.sees("Skipped")
+    ada.page.locator(".pg-dialog").wait_for(state="hidden")
     ada.page.locator(".pg-prompt").filter(has_not_text=skipped.split()[-1]).wait_for()
     ada.press(ada.key_of_the_good_one(), "Enter")
     ada.answered(NUM + 3)

@@ -78,7 +78,7 @@ class LabelPage:
                 with ui.row().classes("items-center"):
                     ui.html(f"<kbd>{key}</kbd>", sanitize=True)
                     ui.label(meaning)
-        self._skip = ui.dialog()
+        self._skip = ui.dialog().props("transition-duration=0")
         with self._skip, ui.card().classes("pg-dialog"):
             self._reason = ui.input("Why skip it? Enter sends.").props("autofocus").classes("w-full")
             self._reason.on("keydown.enter", self.skip)
