@@ -1,4 +1,4 @@
-"""Fill a label store, export it in a child process, and print rows per second and the child's peak memory.
+"""Fill a label store, export it in a child process, and print its rows per second and peak memory.
 
     python benchmarks/label_export.py --labels 500000 --formats native,trl-preference [--db postgresql://...]
 
@@ -54,10 +54,11 @@ with LabelStore(url) as store:
     began = time.perf_counter()
     manifest = export_labels(store, Path(target), name)
     seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+used = resource.getrusage(resource.RUSAGE_SELF)
 files = manifest.files
 print(json.dumps({"labels": manifest.labels, "rows": sum(f["rows"] for f in files), "seconds": seconds,
-                  "bytes": sum(f["bytes"] for f in files), "peak_bytes": peak}))
+                  "bytes": sum(f["bytes"] for f in files), "peak_bytes": used.ru_maxrss * 1024,
+                  "cpu_s": used.ru_utime + used.ru_stime}))
 """
 
 
@@ -77,7 +78,8 @@ def main() -> None:
             found = json.loads(subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True).stdout)
             print(
                 f"{name}: {found['labels']} labels, {found['rows']} rows, {found['bytes'] / 1e6:.0f} MB in "
-                f"{found['seconds']:.1f} s: {found['rows'] / found['seconds']:.0f} rows/s, "
+                f"{found['seconds']:.1f} s ({found['cpu_s']:.1f} s of CPU): "
+                f"{found['rows'] / found['seconds']:.0f} rows/s, "
                 f"peak {found['peak_bytes'] / 1e6:.0f} MB"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,8 +94,6 @@ def split_of(prompt_id: str, valid_share: float) -> str:
 
 
 class _Reader:
-    """Rows are read by their place where there are many: 0 comparison, 1 prompt, 2 value of a label."""
-
     def __init__(self, connection: Connection, reading: Reading) -> None:
         self._connection = connection
         self._share = reading.valid_share
@@ -109,20 +108,21 @@ class _Reader:
         )
 
     def page(self, first: int, last: int) -> list[Labelled]:
-        rows = self._connection.execute(self._labels.where(LABEL.id.between(first, last))).all()
-        prompts = {row.id: self._prompt(row) for row in self._found(self._prompts, PROMPT.id, {r[1] for r in rows})}
-        sides: dict[str, list[Any]] = {}
-        for side in self._found(self._sides, _SIDE.comparison_id, {r[0] for r in rows if r[0] is not None}):
-            sides.setdefault(side[0], []).append(side)
-        alone = {row.id: _named(row) for row in rows if row[0] is None}
+        rows = self._read(self._labels.where(LABEL.id.between(first, last)))
+        prompts = {p.id: self._prompt(p) for p in self._found(self._prompts, PROMPT.id, {r.prompt_id for r in rows})}
+        asked = {row.comparison_id for row in rows if row.comparison_id is not None}
+        sides: dict[str, list[Any]] = {comparison_id: [] for comparison_id in asked}
+        for side in self._found(self._sides, _SIDE.comparison_id, asked):
+            sides[side.comparison_id].append(side)
+        alone = {row.id: _named(row) for row in rows if row.comparison_id is None}
         wanted = {sample_id for named in alone.values() for sample_id in named}
         samples = {row.id: row for row in self._found(self._samples, SAMPLE.id, wanted)}
         return [
             Labelled(
                 row,
-                _value(row[2]),
-                *prompts[row[1]],
-                sides[row[0]] if row[0] is not None else [samples[name] for name in alone[row.id]],
+                _value(row.value),
+                *prompts[row.prompt_id],
+                [samples[name] for name in alone[row.id]] if row.comparison_id is None else sides[row.comparison_id],
             )
             for row in rows
         ]
@@ -138,7 +138,17 @@ class _Reader:
     def _found(self, query: Select[Any], column: Any, ids: set[str]) -> list[Any]:
         wanted = sorted(ids)
         batches = [wanted[start : start + _PAGE] for start in range(0, len(wanted), _PAGE)]
-        return [row for batch in batches for row in self._connection.execute(query.where(column.in_(batch))).all()]
+        return [row for batch in batches for row in self._read(query.where(column.in_(batch)))]
+
+    def _read(self, query: Select[Any]) -> list[Any]:
+        """Rows as named tuples, whose attributes cost a tenth of those of SQLAlchemy's rows."""
+        result = self._connection.execute(query)
+        return list(map(_named_tuple(tuple(result.keys()))._make, result.all()))
+
+
+@lru_cache(maxsize=16)
+def _named_tuple(columns: tuple[str, ...]) -> Any:
+    return namedtuple("Columns", columns)
 
 
 def _labels(reading: Reading) -> Select[Any]:
