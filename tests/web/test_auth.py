@@ -191,7 +191,7 @@ def test_the_header_counts_and_not_the_cookie_beside_it(people: People, app: Fas
     add(people, "Ada")
     browser = Browser(app)
     browser.login("Ada")
-    for header in ("Bearer nonsense", "Basic QWRhOng=", "Bearer", "Bearer  "):
+    for header in ("Bearer nonsense", f"Basic {browser.cookies[COOKIE]}", "Bearer", "Bearer  "):
         assert code(browser.post("/labels", authorization=header, origin="-")) == (401, "not_signed_in")
 
 
@@ -268,9 +268,9 @@ def test_ten_wrong_passwords_close_a_name_for_a_quarter_of_an_hour(
     assert code(refused) == (429, "too_many")
     assert refused.headers["retry-after"] == "900"
     assert Browser(app).login("Bob").status_code == 200
-    now += 899
-    assert Browser(app).login("Ada").headers["retry-after"] == "1"
-    now += 1
+    now += 898.5
+    assert Browser(app).login("Ada").headers["retry-after"] == "2"
+    now += 1.5
     assert Browser(app).login("Ada").status_code == 200
 
 
@@ -319,7 +319,9 @@ def test_counts_that_nobody_needs_are_dropped(monkeypatch: pytest.MonkeyPatch) -
         assert window.take(str(i)) == 0
         now += 1
     assert len(window._taken) <= 162
-    assert window.take("999") == 59
+    assert [window.take("999"), window.take("999")] == [59, 59]
+    now += 59
+    assert [window.take("999"), window.take("999")] == [0, 60]
 
 
 def test_no_answer_and_no_log_repeats_a_password(
