@@ -81,15 +81,15 @@ def application(people: People, *, local: bool = False, requests_per_minute: int
     app = FastAPI()
     auth = Auth(people, local=local, requests_per_minute=requests_per_minute)
     auth.install(app)
-    labelling, labeler, its_kinds = (Depends(d) for d in (auth.allowed("label"), auth.rater_of, auth.kinds_of))
+    labelling, asking = Depends(auth.allowed("label")), Depends(auth.current)
 
     @app.post("/labels")
     def label(account: Account = labelling) -> dict[str, str]:
         return {"by": account.id}
 
-    @app.post("/claim")
-    def claim(rater: str = labeler, kinds: Any = its_kinds) -> dict[str, Any]:
-        return {"rater": rater, "adjudicates": "adjudicate" in kinds}
+    @app.post("/twice")
+    def twice(labeler: Account = labelling, same: Account = asking) -> dict[str, bool]:
+        return {"same": labeler == same}
 
     @app.websocket("/socket")
     async def socket(websocket: WebSocket) -> None:
@@ -296,18 +296,19 @@ def test_an_account_that_asks_too_often_waits(people: People) -> None:
     assert bob.get("/auth/me").status_code == 200
 
 
-def test_who_may_label_and_who_may_adjudicate_is_looked_up_once_a_request(people: People) -> None:
-    app = application(people, requests_per_minute=2)
-    for role, adjudicates in (("labeler", False), ("reviewer", True)):
-        account, browser = add(people, role, role), Browser(app)
-        browser.login(role)
-        for _ in range(2):
-            assert browser.post("/claim").json() == {"rater": account.id, "adjudicates": adjudicates}
-        assert code(browser.post("/claim")) == (429, "too_many")
+def test_a_request_whose_account_is_asked_for_twice_counts_once(people: People) -> None:
+    add(people, "Ada")
+    browser = Browser(application(people, requests_per_minute=2))
+    browser.login("Ada")
+    assert [browser.post("/twice").json() for _ in range(2)] == [{"same": True}] * 2
+    assert code(browser.post("/twice")) == (429, "too_many")
+
+
+def test_a_reader_labels_nothing(people: People, app: FastAPI) -> None:
     add(people, "Rea", "reader")
-    reader = Browser(app)
-    reader.login("Rea")
-    assert code(reader.post("/claim")) == (403, "forbidden")
+    browser = Browser(app)
+    browser.login("Rea")
+    assert code(browser.post("/labels")) == (403, "forbidden")
 
 
 def test_counts_that_nobody_needs_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
