@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -337,6 +338,18 @@ def test_no_answer_and_no_log_repeats_a_password(
     said += browser.post("/auth/accept", {"invitation": "x", "name": "y", "password": PASSWORD}).text
     assert PASSWORD not in said + caplog.text
     assert browser.cookies[COOKIE] not in said + caplog.text
+
+
+def test_a_store_that_is_locked_is_worth_another_try(tmp_path: Path) -> None:
+    with LabelStore(sqlite_url(tmp_path / "labels.db"), busy_timeout_s=0.05) as store:
+        add(People(store), "Ada")
+        app = application(People(store))
+        other = sqlite3.connect(tmp_path / "labels.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        refused = Browser(app).login("Ada")
+        other.close()
+        assert code(refused) == (503, "store_unavailable")
+        assert Browser(app).login("Ada").status_code == 200
 
 
 def test_bodies_that_are_none_get_one_sentence(app: FastAPI) -> None:
