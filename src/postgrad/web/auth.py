@@ -22,8 +22,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from postgrad.errors import AccessError
 from postgrad.feedback.people import SESSION_LIFE, Account, People, Permission, Role
-from postgrad.feedback.queue import LABELER_KINDS
-from postgrad.feedback.values import KINDS, Kind
 from postgrad.web.errors import Refused, explain_refusals
 from postgrad.web.limits import SlidingWindow
 
@@ -111,14 +109,6 @@ class Auth:
             return account
 
         return check
-
-    def rater_of(self, request: Request) -> str:
-        """The rater as whom this request labels."""
-        return self.allowed("label")(request).id
-
-    def kinds_of(self, request: Request) -> frozenset[Kind]:
-        """Kinds of task that this request may be given."""
-        return frozenset(KINDS) if "adjudicate" in self.current(request).permissions else LABELER_KINDS
 
     @contextmanager
     def guessing(self, request: Request, name: str) -> Iterator[None]:

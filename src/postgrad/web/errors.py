@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from postgrad.errors import AccessError, DataError
+from postgrad.errors import AccessError, DataError, StaleError, StoreError
+
+_STATUS: Final[Mapping[type[Exception], tuple[int, str]]] = {
+    AccessError: (403, "forbidden"),
+    DataError: (400, "invalid"),
+    StaleError: (409, "stale"),
+    StoreError: (503, "store_unavailable"),
+}
+"""Only what may go away by itself is a 5xx, on which clients send the same again."""
 
 
 class Refused(Exception):
@@ -28,9 +37,9 @@ class Refused(Exception):
 def explain_refusals(app: FastAPI) -> None:
     """Let an application answer in this shape; what was sent, perhaps a password, is never repeated."""
     app.add_exception_handler(Refused, _on_refused)
-    app.add_exception_handler(AccessError, _on_access_error)
-    app.add_exception_handler(DataError, _on_data_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    for kind in _STATUS:
+        app.add_exception_handler(kind, _on_error)
 
 
 async def _on_refused(request: Request, error: Exception) -> JSONResponse:
@@ -38,12 +47,9 @@ async def _on_refused(request: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
-async def _on_access_error(request: Request, error: Exception) -> JSONResponse:
-    return _response(403, "forbidden", str(error), {})
-
-
-async def _on_data_error(request: Request, error: Exception) -> JSONResponse:
-    return _response(400, "invalid", str(error), {})
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    status, code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    return _response(status, code, str(error), {})
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
