@@ -80,6 +80,25 @@ def test_planted_carelessness_is_covered() -> None:
         assert_covered(f"accuracy, carelessness {r.carelessness}", covered[r.id])
 
 
+def test_accuracy_ranks_raters_but_flatters_them_where_questions_are_unequally_hard() -> None:
+    """All slip on the hard ones, which the model takes for agreement on the truth."""
+    raters = [SimulatedRater(f"r{i}", 0.5, 0.0, 0.0, c) for i, c in enumerate((0.0, 0.2, 0.4, 0.8))]
+    found, right = np.zeros(len(raters)), np.zeros(len(raters))
+    for seed in range(20):
+        asked = questions(300, seed=seed)
+        grades = signs(answered(asked, raters, overlap=3, seed=seed))
+        truth = {q.comparison.id: q.utilities[0] - q.utilities[1] for q in asked}
+        accuracy = dawid_skene(grades).accuracy
+        for i, r in enumerate(raters):
+            own = [g.value == np.sign(truth[g.question]) for g in grades if g.rater == r.id]
+            found[i] += accuracy[r.id].value / 20
+            right[i] += np.mean(own) / 20
+    sys.stdout.write(f"\naccuracy by the model {found.round(2)}, in truth {right.round(2)}")
+    assert list(found) == sorted(found, reverse=True)
+    assert list(right) == sorted(right, reverse=True)
+    assert (found[:3] > right[:3]).all()
+
+
 def test_an_accuracy_is_as_sure_as_if_the_truth_were_known_where_everybody_else_tells_it() -> None:
     exact = np.array([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01], [0.01, 0.01, 0.98]])
     matrices = {f"r{i}": exact for i in range(5)} | {"good": MATRICES["good"]}

@@ -49,9 +49,9 @@ def length_slope(made: Sequence[Choice]) -> Estimate | None:
     """Log odds by which an answer that is all of the length gains over one of half of it; 0 where length is nothing.
 
     Slope of a logistic regression of `first` on `longer`, beside an intercept that takes up the preference for a
-    place. It contains whatever goes along with length, good reasons too.
+    place. It contains whatever goes along with length, good reasons too. None where all lengths were equal.
     """
-    if not made:
+    if not any(c.longer for c in made):
         return None
     features = np.array([(1.0, c.longer) for c in made])
     coefficients, covariance = logistic(features, np.array([float(c.first) for c in made]))
