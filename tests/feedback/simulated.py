@@ -15,7 +15,7 @@ from postgrad.types import Comparison, Conversation
 
 SEEDS = 40
 MIN_COVERED = 34
-"""Of 40 intervals of 95%: fewer than 34 cover the truth about twice in a thousand."""
+"""Of 40 intervals of 95%: fewer than 34 cover the truth three times in a thousand."""
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 

@@ -109,9 +109,7 @@ def test_somebody_who_always_chose_the_longer_has_a_finite_slope(num: int) -> No
 
 
 def test_where_all_lengths_are_equal_nothing_is_known_of_length() -> None:
-    found = length_slope([Choice(True, 0.0)] * 50)
-    assert found is not None
-    assert (found.value, found.low < -10, found.high > 10) == (0.0, True, True)
+    assert length_slope([Choice(True, 0.0)] * 50) is None
 
 
 @pytest.mark.parametrize("carelessness", [0.0, 0.4, 0.9])

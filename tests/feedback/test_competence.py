@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
+from scipy.stats import spearmanr
 from simulated import SEEDS, Question, answered, assert_covered, covers, questions
 
 from postgrad.feedback.agreement import Grade, signs
 from postgrad.feedback.competence import SPREAD, competence, dawid_skene
+from postgrad.feedback.intervals import wilson_interval
 from postgrad.feedback.raters import SimulatedRater, make_pool
 
 
@@ -76,21 +80,49 @@ def test_planted_carelessness_is_covered() -> None:
         assert_covered(f"accuracy, carelessness {r.carelessness}", covered[r.id])
 
 
-def test_skill_is_covered_and_ordered() -> None:
+def test_accuracy_ranks_raters_but_flatters_them_where_questions_are_unequally_hard() -> None:
+    """All slip on the hard ones, which the model takes for agreement on the truth."""
+    raters = [SimulatedRater(f"r{i}", 0.5, 0.0, 0.0, c) for i, c in enumerate((0.0, 0.2, 0.4, 0.8))]
+    found, right = np.zeros(len(raters)), np.zeros(len(raters))
+    for seed in range(20):
+        asked = questions(300, seed=seed)
+        grades = signs(answered(asked, raters, overlap=3, seed=seed))
+        truth = {q.comparison.id: q.utilities[0] - q.utilities[1] for q in asked}
+        accuracy = dawid_skene(grades).accuracy
+        for i, r in enumerate(raters):
+            own = [g.value == np.sign(truth[g.question]) for g in grades if g.rater == r.id]
+            found[i] += accuracy[r.id].value / 20
+            right[i] += np.mean(own) / 20
+    sys.stdout.write(f"\naccuracy by the model {found.round(2)}, in truth {right.round(2)}")
+    assert list(found) == sorted(found, reverse=True)
+    assert list(right) == sorted(right, reverse=True)
+    assert (found[:3] > right[:3]).all()
+
+
+def test_an_accuracy_is_as_sure_as_if_the_truth_were_known_where_everybody_else_tells_it() -> None:
+    exact = np.array([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01], [0.01, 0.01, 0.98]])
+    matrices = {f"r{i}": exact for i in range(5)} | {"good": MATRICES["good"]}
+    grades, truth = planted(300, matrices, PRIOR, seed=0)
+    right = sum(g.value == t for g, t in zip([g for g in grades if g.rater == "good"], truth, strict=True))
+    found = dawid_skene(grades).accuracy["good"]
+    assert found.value == pytest.approx(right / 300, abs=0.01)
+    assert (found.low, found.high) == pytest.approx(wilson_interval(right, 300), abs=0.01)
+
+
+def test_skill_is_covered_by_intervals_that_are_not_too_wide_either() -> None:
     """Discrimination is one over the temperature, but for what a tie takes away."""
-    temperatures = (0.4, 0.5, 0.6, 0.8, 1.0, 1.4)
-    raters = [SimulatedRater(f"r{i}", t, 0.0, 0.0, 0.0) for i, t in enumerate(temperatures)]
-    truth = 1 / np.array(temperatures)
-    truth /= truth.mean()
-    covered, means = np.zeros(len(raters), dtype=int), np.zeros(len(raters))
+    hits, ranks = 0, []
     for seed in range(SEEDS):
-        asked = questions(400, seed=seed)
-        found = competence(signs(answered(asked, raters, overlap=3, seed=seed))).weight
-        covered += [covers(found[r.id], t) for r, t in zip(raters, truth, strict=True)]
-        means += [found[r.id].value / SEEDS for r in raters]
-    for r, hits in zip(raters, covered, strict=True):
-        assert_covered(f"weight, temperature {r.temperature}", hits)
-    assert list(means) == sorted(means, reverse=True)
+        skills = np.abs(np.random.default_rng(seed).normal(1, SPREAD, size=6)) + 0.02
+        raters = [SimulatedRater(f"r{i}", 0.5 / skill, 0.0, 0.0, 0.0) for i, skill in enumerate(skills)]
+        found = competence(signs(answered(questions(400, seed=seed), raters, overlap=3, seed=seed))).weight
+        values = [found[r.id].value for r in raters]
+        assert np.mean(values) == pytest.approx(1)
+        hits += sum(covers(found[r.id], t) for r, t in zip(raters, skills / skills.mean(), strict=True))
+        ranks.append(spearmanr(values, skills).statistic)
+    sys.stdout.write(f"\nweight: {hits} of {6 * SEEDS}; rank correlation with the planted skill {np.mean(ranks):.2f}")
+    assert 0.9 <= hits / (6 * SEEDS) <= 0.99
+    assert np.mean(ranks) > 0.7
 
 
 def test_the_fit_is_the_maximum_of_the_marginal_posterior() -> None:
@@ -161,7 +193,7 @@ def degrees_between(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_weights_help_a_reward_model_and_a_vote_where_a_third_is_careless() -> None:
     """Careless raters weigh less, and what is learned from weighted labels is nearer to the gold utility."""
-    gains, votes = [], []
+    gains, votes, before = [], [], []
     careless, careful = [], []
     for seed in range(20):
         dice = np.random.default_rng(seed)
@@ -178,7 +210,8 @@ def test_weights_help_a_reward_model_and_a_vote_where_a_third_is_careless() -> N
             (careless if r.carelessness > 0.3 else careful).append(weights[r.id])
         even = fit_utility(asked, grades, dict.fromkeys(weights, 1.0), features)
         better = fit_utility(asked, grades, weights, features)
-        gains.append(degrees_between(even, gold) - degrees_between(better, gold))
+        before.append(degrees_between(even, gold))
+        gains.append(before[-1] - degrees_between(better, gold))
         sums: dict[tuple[str, str], int] = {}
         for g in grades:
             sums[g.item] = sums.get(g.item, 0) + g.value
@@ -188,6 +221,10 @@ def test_weights_help_a_reward_model_and_a_vote_where_a_third_is_careless() -> N
             plain += 0.5 * (sums[item] == 0) + (np.sign(sums[item]) == known)
             weighed += float(np.sign(found.first_better[item] - 0.5) == known)
         votes.append((weighed - plain) / len(asked))
+    sys.stdout.write(
+        f"\nweights: careless {np.mean(careless):.2f}, careful {np.mean(careful):.2f}; degrees nearer to the truth "
+        f"{np.mean(gains):.2f} of {np.mean(before):.1f}; votes right {np.mean(votes):+.2%}"
+    )
     assert np.mean(careless) < 0.75 * np.mean(careful)
     assert np.mean(gains) > 2 * np.std(gains) / np.sqrt(len(gains))
     assert np.mean(votes) > 2 * np.std(votes) / np.sqrt(len(votes))

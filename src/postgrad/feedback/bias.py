@@ -15,6 +15,8 @@ from postgrad.feedback.records import Judged
 
 RIDGE: Final = 0.01
 """Of the logistic fit, so that somebody who always chose the longer answer has a finite slope."""
+_STEPS: Final = 20
+"""Of Newton's method, which doubles the right digits with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ def length_slope(made: Sequence[Choice]) -> Estimate | None:
     """Log odds by which an answer that is all of the length gains over one of half of it; 0 where length is nothing.
 
     Slope of a logistic regression of `first` on `longer`, beside an intercept that takes up the preference for a
-    place. It contains whatever goes along with length, good reasons too.
+    place. It contains whatever goes along with length, good reasons too. None where all lengths were equal.
     """
-    if not made:
+    if not any(c.longer for c in made):
         return None
     features = np.array([(1.0, c.longer) for c in made])
     coefficients, covariance = logistic(features, np.array([float(c.first) for c in made]))
@@ -65,17 +67,13 @@ def logistic(features: Floats, outcomes: Floats) -> tuple[Floats, Floats]:
         outcomes: [num], in [0, 1].
     """
     coefficients: Floats = np.zeros(features.shape[1])
-    while True:
+    for _ in range(_STEPS):
         chance = 1 / (1 + np.exp(-features @ coefficients))
         gradient = features.T @ (outcomes - chance) - RIDGE * coefficients
         information = (features.T * (chance * (1 - chance))) @ features + RIDGE * np.eye(len(coefficients))
         covariance = np.linalg.inv(information).astype(np.float64)
-        step = covariance @ gradient
-        # A full step may overshoot where answers are nearly separable; a bounded one cannot, on a concave likelihood.
-        longest = float(np.abs(step).max())
-        coefficients += step / max(1.0, longest)
-        if longest < 1e-8:
-            return coefficients, covariance
+        coefficients += covariance @ gradient
+    return coefficients, covariance
 
 
 def self_consistency(first: Iterable[Judged], repeats: Iterable[Judged]) -> Estimate | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Column, Table
 
 from postgrad.feedback.intervals import Estimate
-from postgrad.feedback.quality import Quality, RaterQuality
+from postgrad.feedback.quality import Quality
 
 MEASURES = {
     "raw": "raw",
@@ -15,14 +15,12 @@ MEASURES = {
     "alpha_nominal": "Krippendorff's \u03b1",
     "alpha_ordinal_strength": "Krippendorff's \u03b1, strength, ordinal",
 }
-_COLUMNS = (
-    "rater", "kind", "answers", "gold right", "agrees", "accuracy", "first chosen", "length slope", "consistent",
-    "median s", "too fast", "weight",
-)  # fmt: skip
+_SKILL = ("rater", "kind", "answers", "gold right", "agrees", "accuracy", "weight")
+_HABITS = ("rater", "first chosen", "length slope", "consistent", "median s", "too fast")
 
 
 def quality_tables(found: Quality) -> list[Table]:
-    """Labels by kind, agreement with 95% intervals, and a line for each rater."""
+    """Labels by kind, agreement with 95% intervals, and two lines for each rater: skill and habits."""
     kinds = Table("kind", Column("labels", justify="right"), title="Labels")
     for kind, num in found.labels.items():
         kinds.add_row(kind, str(num))
@@ -33,27 +31,29 @@ def quality_tables(found: Quality) -> list[Table]:
             questions = str(estimate.num) if estimate else ""
             agreement.add_row(between, MEASURES[name], _number(estimate), questions)
             between = ""
-    raters = Table(*(Column(name, overflow="fold") for name in _COLUMNS), title="Raters")
+    skill, habits = (
+        Table(*(Column(name, overflow="fold") for name in names), title=title)
+        for names, title in ((_SKILL, "Raters"), (_HABITS, "Their habits"))
+    )
     for rater in found.raters:
-        raters.add_row(*_cells(rater))
-    return [kinds, agreement, raters]
-
-
-def _cells(rater: RaterQuality) -> list[str]:
-    return [
-        rater.rater_id,
-        rater.kind,
-        str(rater.answers),
-        f"{rater.gold_right} of {rater.gold}" if rater.gold else "",
-        _percent(rater.agreement),
-        _percent(rater.accuracy),
-        _percent(rater.position),
-        _number(rater.length),
-        _percent(rater.consistency),
-        "" if rater.median_ms is None else f"{rater.median_ms / 1000:.1f}",
-        "" if rater.too_fast is None else f"{rater.too_fast:.0%}",
-        _number(rater.weight),
-    ]
+        skill.add_row(
+            rater.rater_id,
+            rater.kind,
+            str(rater.answers),
+            f"{rater.gold_right} of {rater.gold}" if rater.gold else "",
+            _percent(rater.agreement),
+            _percent(rater.accuracy),
+            _number(rater.weight),
+        )
+        habits.add_row(
+            rater.rater_id,
+            _percent(rater.position),
+            _number(rater.length),
+            _percent(rater.consistency),
+            "" if rater.median_ms is None else f"{rater.median_ms / 1000:.1f}",
+            "" if rater.too_fast is None else f"{rater.too_fast:.0%}",
+        )
+    return [kinds, agreement, skill, habits]
 
 
 def _number(estimate: Estimate | None) -> str:
