@@ -9,8 +9,13 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+<<<<<<< .merge_file_oXFuMx
 from sqlalchemy import insert, select
 from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain, shown
+=======
+from sqlalchemy import insert, select, update
+from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain
+>>>>>>> .merge_file_ccLpA4
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import LabelRow, TaskRow
@@ -318,21 +323,38 @@ def test_no_prompt_is_both_trained_on_and_held_out(url: str, tmp_path: Path) -> 
         ]  # fmt: skip
 
 
+def number(store: LabelStore, comparisons: list[str], numbers: list[int]) -> None:
+    """Labels under these numbers."""
+    value = {"tiers": [[0], [1]], "strength": None, "both_bad": False, "cannot_judge": ""}
+    same = {"kind": "compare", "rater_id": "ada", "value": value, "rationale": "", "weight": 0.1 + 0.2}
+    rows = [
+        {**same, "id": n, "prompt_id": f"p{i % 3}", "comparison_id": comparisons[i % 3], "client_key": str(n),
+         "display_order": f"{i},0", "created_at": datetime(2026, 1, 1, tzinfo=UTC)} for i, n in enumerate(numbers)
+    ]  # fmt: skip
+    with store.writing() as session:
+        session.execute(insert(LabelRow), rows)
+
+
 def test_pages_lose_nothing_at_their_edges_nor_in_gaps(url: str, tmp_path: Path) -> None:
     with LabelStore(url) as store:
-        comparisons = fill(store, 3)
-        value = {"tiers": [[0], [1]], "strength": None, "both_bad": False, "cannot_judge": ""}
         numbers = [7, 506, 507, 1006, 1007, 9000]
-        with store.writing() as session:
-            session.execute(insert(LabelRow), [
-                {"id": n, "kind": "compare", "prompt_id": f"p{i % 3}", "comparison_id": comparisons[i % 3],
-                 "rater_id": "ada", "client_key": str(n), "value": value, "display_order": f"{i},0", "rationale": "",
-                 "weight": 0.1 + 0.2, "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
-                for i, n in enumerate(numbers)
-            ])  # fmt: skip
+        number(store, fill(store, 3), numbers)
         found = rows(store, tmp_path, "native")
         assert [r["key"] for r in found if r["type"] == "label"] == [str(n) for n in numbers]
         assert found[-1]["weight"] == 0.1 + 0.2
+
+
+def test_an_export_is_one_snapshot(url: str, tmp_path: Path) -> None:
+    with LabelStore(url) as store:
+        number(store, fill(store, 3), list(range(1, 1202)))
+
+        def undo_everything(done: float) -> None:
+            with store.writing() as session:
+                session.execute(update(LabelRow).values(undone_at=datetime(2026, 1, 2, tzinfo=UTC)))
+
+        assert len(rows(store, tmp_path, "trl-preference", on_page=undo_everything)) == 1201
+        with pytest.raises(DataError, match="no label passes"):
+            rows(store, tmp_path, "trl-preference")
 
 
 def test_a_failed_export_leaves_the_old_file_and_no_rest(url: str, tmp_path: Path) -> None:

@@ -152,6 +152,6 @@ def test_a_workspace_without_labels_is_refused(tmp_path: Path, capsys: pytest.Ca
     code, _, err = call(capsys, "label", "stats", "--workspace", tmp_path)
     assert (code, err) == (
         2,
-        f"error: workspace '{tmp_path}' holds no labels; name another, or a database with --db\n",
+        f"error: workspace '{tmp_path}' holds no labels yet; name another, or a store by --db\n",
     )
     assert list(tmp_path.iterdir()) == []

@@ -154,15 +154,15 @@ class LabelPage:
         self._help.open()
 
     async def _show(self, got: Assigned | Nothing) -> None:
+        answered = await run.io_bound(self._queue.answered, self._rater)
         self._cancel_draft()
         self._main.clear()
         self._key = ""
-        answered = await run.io_bound(self._queue.answered, self._rater)
-        self._count.text = f"{answered} answered"
         if isinstance(got, Nothing):
             self._task = self._form = None
             with self._main:
                 ui.label(f"{got.reason[0].upper()}{got.reason[1:]}.").classes("pg-nothing")
+            self._count.text = f"{answered} answered"
             return
         self._task, self._version = got, got.draft_version
         self._form = form_for(got, self._changed, self.send)
@@ -184,6 +184,7 @@ class LabelPage:
             self._remark.value = got.draft["rationale"]
             self._cancel_draft()
         self._shown_at = time.monotonic()
+        self._count.text = f"{answered} answered"
         with self._main:  # whatever called this may stand in what was just cleared
             ui.run_javascript("window.scrollTo(0, 0)")
 
