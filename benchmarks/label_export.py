@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -37,29 +36,13 @@ from postgrad.feedback.store import LabelStore
 
 OVERLAP: Final = 3
 NUM_RATERS: Final = 60
-<<<<<<< .merge_file_JmFySw
+START: Final = datetime(2026, 1, 1, tzinfo=UTC)
+ROUND: Final = "0001-bench"
+
 ANSWER_WORDS: Final = 60
 PROMPT_WORDS: Final = 20
 BATCH: Final = 5_000
-WORDS: Final = tuple(re.findall(r"\w+", "the a of model answer river seven quick olive is not because they walked"))
-=======
-ANSWER_WORDS: Final = (
-    "the",
-    "of",
-    "model",
-    "answer",
-    "river",
-    "seven",
-    "quick",
-    "olive",
-    "because",
-    "they",
-    "over",
-    "hill",
-)
->>>>>>> .merge_file_JPZJue
-START: Final = datetime(2026, 1, 1, tzinfo=UTC)
-ROUND: Final = "0001-bench"
+WORDS: Final = ("the", "of", "model", "answer", "river", "seven", "quick", "olive", "because", "they", "over", "hill")
 
 CHILD: Final = """
 import json, resource, sys, time

@@ -50,6 +50,7 @@ class LabelPage:
         self._key = ""
         self._shown_at = 0.0
         self._busy = False
+        self._to_remark = False
         self._draft_timer: ui.timer | None = None
 
     async def build(self) -> None:
@@ -175,6 +176,8 @@ class LabelPage:
                         ui.html(to_html(message.content), sanitize=True).classes("pg-text")
             self._form.build()
             self._remark = ui.input("Remark (optional)", on_change=self._changed).classes("w-full pg-remark")
+            self._to_remark = False
+            self._remark.on("focus", self._at_the_remark)
             self._remark.on("keydown.ctrl.enter.prevent", self.send)
             self._remark.on("keydown.escape", js_handler="(e) => e.target.blur()")
             with ui.button(on_click=self.send).props("no-caps unelevated").classes("pg-send"):
@@ -197,6 +200,9 @@ class LabelPage:
             return
         if self._guidelines.value or self._help.value:
             return
+        if self._to_remark and len(key) == 1:
+            self._remark.value = f"{self._remark.value or ''}{key}"
+            return
         if self._form is not None and self._form.press(key):
             return
         key = key.lower() if len(key) == 1 else key
@@ -209,9 +215,14 @@ class LabelPage:
         if key in actions:
             await actions[key]()
         elif key == "r" and self._task is not None:
+            self._to_remark = True
             self._remark.run_method("focus")
         elif key == "?":
             self._show_keys()
+
+    def _at_the_remark(self) -> None:
+        """Until now its keys came here: letters of a remark must not undo an answer."""
+        self._to_remark = False
 
     async def _press_while_skipping(self, key: str) -> None:
         """Keys that came before the window had the focus."""
