@@ -36,22 +36,13 @@ from postgrad.feedback.store import LabelStore
 
 OVERLAP: Final = 3
 NUM_RATERS: Final = 60
-ANSWER_WORDS: Final = (
-    "the",
-    "of",
-    "model",
-    "answer",
-    "river",
-    "seven",
-    "quick",
-    "olive",
-    "because",
-    "they",
-    "over",
-    "hill",
-)
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 ROUND: Final = "0001-bench"
+
+ANSWER_WORDS: Final = 60
+PROMPT_WORDS: Final = 20
+BATCH: Final = 5_000
+WORDS: Final = ("the", "of", "model", "answer", "river", "seven", "quick", "olive", "because", "they", "over", "hill")
 
 CHILD: Final = """
 import json, resource, sys, time
