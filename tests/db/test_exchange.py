@@ -9,13 +9,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-<<<<<<< .merge_file_oXFuMx
-from sqlalchemy import insert, select
-from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain, shown
-=======
 from sqlalchemy import insert, select, update
-from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain
->>>>>>> .merge_file_ccLpA4
+from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain, shown
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import LabelRow, TaskRow

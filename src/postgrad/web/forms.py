@@ -81,24 +81,18 @@ class CompareForm:
                 self._buttons[key] = ui.button(on_click=lambda key=key: self.press(key)).props("outline no-caps dense")
                 with self._buttons[key]:
                     ui.html(f"<kbd>{key.upper()}</kbd> {label}", sanitize=True)
-        self._reason = ui.input("Why can it not be judged?", on_change=self._changed).classes("w-full")
+        self._reason = ui.input("Why can it not be judged?", on_change=self._changed).classes("w-full pg-reason")
         self._reason.on("keydown.escape", js_handler="(e) => e.target.blur()")
+        self._reason.on("focus", lambda: self.press(CANNOT_JUDGE))
         self._reason.on("keydown.enter", self._send)
         self._show()
 
     def press(self, key: str) -> bool:
-        if self._choice == CANNOT_JUDGE and len(key) == 1 and not key.isdigit():
-            # Typed before the field had the focus: a reason, not a command.
-            self._reason.value = f"{self._reason.value or ''}{key}"
-            return True
         if key.lower() not in self._buttons:
             return False
         self._choice = key.lower()
         self._show()
         self._changed()
-        if self._choice == CANNOT_JUDGE:
-            with self._reason:
-                ui.timer(0.1, lambda: self._reason.run_method("focus"), once=True)
         return True
 
     def value(self) -> dict[str, Any] | None:

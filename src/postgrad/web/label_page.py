@@ -23,6 +23,19 @@ from postgrad.web.render import to_html
 
 DRAFT_DELAY_S: Final = 0.6
 LOOK_AGAIN_S: Final = 10.0
+_FOCUS: Final = """
+document.addEventListener('keydown', (event) => {
+  const busy = ['INPUT', 'TEXTAREA', 'SELECT'].includes(event.target.tagName);
+  if (busy || event.ctrlKey || event.metaKey || event.altKey) return;
+  const boxes = {r: '.pg-remark', c: '.pg-reason', s: '.pg-skip'};
+  const box = document.querySelector(boxes[event.key.toLowerCase()] || 'none');
+  if (!box) return;
+  event.preventDefault();
+  box.classList.remove('hidden');
+  box.querySelector('input').focus();
+});
+"""
+"""In the browser, because the letter after R belongs to the remark already, and no server is that quick."""
 KEYS: Final = (
     ("1 to 7", "grade a comparison, from A much better to B much better; 4 is a tie"),
     ("0", "both bad"),
@@ -50,7 +63,6 @@ class LabelPage:
         self._key = ""
         self._shown_at = 0.0
         self._busy = False
-        self._to_remark = False
         self._draft_timer: ui.timer | None = None
 
     async def build(self) -> None:
@@ -79,13 +91,16 @@ class LabelPage:
                 with ui.row().classes("items-center"):
                     ui.html(f"<kbd>{key}</kbd>", sanitize=True)
                     ui.label(meaning)
-        self._skip = ui.dialog().props("transition-duration=0")
-        with self._skip, ui.card().classes("pg-dialog"):
-            self._reason = ui.input("Why skip it? Enter sends.").props("autofocus").classes("w-full")
+        with ui.row().classes("pg-skip") as self._skip:
+            self._reason = ui.input("Why skip it? Enter sends, Esc keeps it.").classes("pg-grow")
+            self._reason.on("focus", self.ask_to_skip)
             self._reason.on("keydown.enter", self.skip)
-            ui.button("Skip", on_click=self.skip).props("no-caps")
+            self._reason.on("keydown.escape", lambda: self._skip.set_visibility(False))
+            ui.button("Skip", on_click=self.skip).props("no-caps unelevated")
+        self._skip.set_visibility(False)
         self._main = ui.column().classes("pg-main")
         ui.keyboard(on_key=self._on_key, repeating=False)
+        ui.add_body_html(f"<script>{_FOCUS}</script>")
         ui.timer(max(1.0, self._queue.config.lease_s / 3), self._heartbeat)
         ui.timer(LOOK_AGAIN_S, self._look_again)
         await self.next()
@@ -126,10 +141,9 @@ class LabelPage:
             await self._show(back)
             self._say("Taken back: change it and send it again.", "info")
 
-    async def ask_to_skip(self) -> None:
+    def ask_to_skip(self) -> None:
         if self._task is not None:
-            self._reason.value = ""
-            self._skip.open()
+            self._skip.set_visibility(True)
 
     async def skip(self) -> None:
         reason = str(self._reason.value or "").strip()
@@ -138,7 +152,6 @@ class LabelPage:
         if not reason:
             self._say("A skipped task needs a reason.", "warning")
             return
-        self._skip.close()
         if await self._ask(self._queue.skip, self._task.id, self._rater, reason):
             self._say("Skipped.", "info")
             await self.next()
@@ -158,6 +171,8 @@ class LabelPage:
         answered = await run.io_bound(self._queue.answered, self._rater)
         self._cancel_draft()
         self._main.clear()
+        self._skip.set_visibility(False)
+        self._reason.value = ""
         self._key = ""
         if isinstance(got, Nothing):
             self._task = self._form = None
@@ -176,8 +191,6 @@ class LabelPage:
                         ui.html(to_html(message.content), sanitize=True).classes("pg-text")
             self._form.build()
             self._remark = ui.input("Remark (optional)", on_change=self._changed).classes("w-full pg-remark")
-            self._to_remark = False
-            self._remark.on("focus", self._at_the_remark)
             self._remark.on("keydown.ctrl.enter.prevent", self.send)
             self._remark.on("keydown.escape", js_handler="(e) => e.target.blur()")
             with ui.button(on_click=self.send).props("no-caps unelevated").classes("pg-send"):
@@ -195,13 +208,7 @@ class LabelPage:
         if not event.action.keydown or event.modifiers.ctrl or event.modifiers.meta or event.modifiers.alt:
             return
         key = str(event.key)
-        if self._skip.value:
-            await self._press_while_skipping(key)
-            return
         if self._guidelines.value or self._help.value:
-            return
-        if self._to_remark and len(key) == 1:
-            self._remark.value = f"{self._remark.value or ''}{key}"
             return
         if self._form is not None and self._form.press(key):
             return
@@ -209,27 +216,14 @@ class LabelPage:
         actions = {
             "Enter": self.send,
             "u": self.undo,
-            "s": self.ask_to_skip,
             "g": self.show_guidelines,
         }
         if key in actions:
             await actions[key]()
-        elif key == "r" and self._task is not None:
-            self._to_remark = True
-            self._remark.run_method("focus")
+        elif key == "s":
+            self.ask_to_skip()
         elif key == "?":
             self._show_keys()
-
-    def _at_the_remark(self) -> None:
-        """Until now its keys came here: letters of a remark must not undo an answer."""
-        self._to_remark = False
-
-    async def _press_while_skipping(self, key: str) -> None:
-        """Keys that came before the window had the focus."""
-        if key == "Enter":
-            await self.skip()
-        elif len(key) == 1:
-            self._reason.value = f"{self._reason.value or ''}{key}"
 
     def _changed(self) -> None:
         self._cancel_draft()
