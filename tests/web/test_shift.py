@@ -92,13 +92,13 @@ class Shift:
             self.page.keyboard.press(key)
 
     def sees(self, said: str) -> None:
-        self.page.locator(".pg-status", has_text=said).wait_for(timeout=15_000)
+        self.page.locator(".pg-status", has_text=said).wait_for(timeout=60_000)
 
     def title(self) -> str:
         return str(self.page.locator(".pg-title").inner_text())
 
     def answered(self, num: int) -> None:
-        self.page.locator(".pg-count", has_text=f"{num} answered").wait_for(timeout=15_000)
+        self.page.locator(".pg-count", has_text=f"{num} answered").wait_for(timeout=60_000)
 
     def key_of_the_good_one(self) -> str:
         first = self.page.locator(".pg-answer").first.inner_text()
@@ -119,7 +119,7 @@ def ada(server: tuple[str, str]) -> Iterator[Shift]:
         page.keyboard.press("Tab")
         page.keyboard.type(PASSWORD)
         page.keyboard.press("Enter")
-        page.locator(".pg-answer").first.wait_for(timeout=30_000)
+        page.locator(".pg-answer").first.wait_for(timeout=60_000)
         yield Shift(page)
         browser.close()
 
@@ -193,7 +193,7 @@ def test_the_page_tells_nobody_who_wrote_what_and_runs_no_script(ada: Shift) -> 
 def test_two_tabs_hold_the_same_task_and_the_second_answer_is_refused(ada: Shift, server: tuple[str, str]) -> None:
     other = Shift(ada.page.context.new_page())
     other.page.goto(server[0])
-    other.page.locator(".pg-answer").first.wait_for(timeout=30_000)
+    other.page.locator(".pg-answer").first.wait_for(timeout=60_000)
     ada.press(ada.key_of_the_good_one(), "Enter")
     ada.answered(1)
     other.press(other.key_of_the_good_one(), "Enter")
