@@ -40,7 +40,6 @@ from postgrad.feedback.tasks import NewTask
 from postgrad.types import Conversation, Example, Message, SamplingParams
 
 ROUND = "0001-load"
-LEASE_S = 20.0
 
 
 def main() -> None:
@@ -61,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--overlap", type=int, default=3)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--think", type=float, default=0.5, help="mean seconds between a task and its answer")
+    parser.add_argument("--lease", type=float, default=20.0, help="seconds")
     parser.add_argument("--stop-after", type=int, help="labels after which to stop, if not all")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, url: str, folder: Path) -> None:
     tokens = fill(url, args)
     print(f"{args.tasks} tasks x {args.overlap} stored in {time.monotonic() - began:.0f} s", flush=True)
     config = folder / "queue.toml"
-    config.write_text(f"lease_s = {LEASE_S}\ngold_frac = 0\nrepeat_frac = 0\n", encoding="utf-8")
+    config.write_text(f"lease_s = {args.lease}\ngold_frac = 0\nrepeat_frac = 0\n", encoding="utf-8")
     port = free_port()
     server = start(url, config, port)
     began = time.monotonic()
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, url: str, folder: Path) -> None:
     for process in raters:
         process.terminate()
         process.join()
-    time.sleep(LEASE_S + 6 if args.stop_after is None else 0)
+    time.sleep(args.lease + 6 if args.stop_after is None else 0)
     server.send_signal(signal.SIGTERM)
     server.wait()
     report(args, url, folder, took, gaps)

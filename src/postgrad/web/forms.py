@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from nicegui import ui
 
 from postgrad.feedback.tasks import Assigned
+from postgrad.feedback.values import Kind
 from postgrad.web.render import diff_html, to_html
 
 GRADES: Final = (
@@ -45,16 +46,7 @@ class Form(Protocol):
 
 
 def form_for(task: Assigned, changed: Changed, send: Callable[[], Any]) -> Form:
-    forms: dict[str, Callable[[], Form]] = {
-        "compare": lambda: CompareForm(task, changed, send),
-        "adjudicate": lambda: CompareForm(task, changed, send),
-        "rank": lambda: RankForm(task, changed),
-        "rate": lambda: RateForm(task, changed),
-        "edit": lambda: TextForm(task, changed, send, original=task.answers[0]),
-        "write": lambda: TextForm(task, changed, send, original=None),
-        "review": lambda: ReviewForm(task, changed),
-    }
-    return forms[task.kind]()
+    return _FORMS[task.kind](task, changed, send)
 
 
 def answer_card(title: str, text: str) -> ui.card:
@@ -362,3 +354,16 @@ class ReviewForm:
         for i, (card, label) in enumerate(zip(self._cards, self._labels, strict=True)):
             label.text = self._verdicts[i] or "not judged yet"
             card.classes("pg-now") if i == self._at else card.classes(remove="pg-now")
+
+
+_FORMS: Final[dict[Kind, Callable[[Assigned, Changed, Callable[[], Any]], Form]]] = {
+    "compare": CompareForm,
+    "adjudicate": CompareForm,
+    "rank": lambda task, changed, send: RankForm(task, changed),
+    "rate": lambda task, changed, send: RateForm(task, changed),
+    "edit": lambda task, changed, send: TextForm(task, changed, send, original=task.answers[0]),
+    "write": lambda task, changed, send: TextForm(task, changed, send, original=None),
+    "review": lambda task, changed, send: ReviewForm(task, changed),
+}
+FORM_KINDS: Final = frozenset(_FORMS)
+"""Kinds of task that the page can show; the others wait for who asks through the API."""

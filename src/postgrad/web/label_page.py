@@ -6,8 +6,10 @@ what is on the screen until then.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from nicegui import run, ui
@@ -17,7 +19,7 @@ from postgrad.errors import PostgradError, StaleError
 from postgrad.feedback.people import Account
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Assigned, Nothing
-from postgrad.web.forms import Form, form_for
+from postgrad.web.forms import FORM_KINDS, Form, form_for
 from postgrad.web.queue_api import kinds_for
 from postgrad.web.render import to_html
 
@@ -54,7 +56,7 @@ class LabelPage:
     """One browser tab of one person."""
 
     def __init__(self, queue: LabelQueue, account: Account, *, local: bool) -> None:
-        self._queue, self._rater, self._kinds = queue, account.id, kinds_for(account)
+        self._queue, self._rater, self._kinds = queue, account.id, kinds_for(account) & FORM_KINDS
         self._name = "" if local else account.name
         self._leads = "see_quality" in account.permissions
         self._task: Assigned | None = None
@@ -63,6 +65,7 @@ class LabelPage:
         self._key = ""
         self._shown_at = 0.0
         self._busy = False
+        self._turn = asyncio.Lock()
         self._draft_timer: ui.timer | None = None
 
     async def build(self) -> None:
@@ -107,11 +110,32 @@ class LabelPage:
 
     async def next(self) -> None:
         got = await self._ask(self._queue.claim, self._rater, kinds=self._kinds)
+        if isinstance(got, Assigned) and got.kind not in FORM_KINDS:
+            got = Nothing(f"you hold a {got.kind} task through the API; finish or skip it there")
         if got is not None:
             await self._show(got)
 
     async def send(self) -> None:
-        if self._task is None or self._form is None or self._busy:
+        await self._once(self._send)
+
+    async def undo(self) -> None:
+        await self._once(self._undo)
+
+    async def skip(self) -> None:
+        await self._once(self._skip_it)
+
+    async def _once(self, action: Callable[[], Awaitable[None]]) -> None:
+        """A second Enter while the first is under way is no second answer."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            await action()
+        finally:
+            self._busy = False
+
+    async def _send(self) -> None:
+        if self._task is None or self._form is None:
             return
         value = self._form.value()
         if value is None:
@@ -132,9 +156,7 @@ class LabelPage:
             self._say(f"Saved as label {receipt.label_id}.", "positive")
             await self.next()
 
-    async def undo(self) -> None:
-        if self._busy:
-            return
+    async def _undo(self) -> None:
         await self._save_draft()
         back = await self._ask(self._queue.undo, self._rater, nothing="There is no answer to take back.")
         if back is not None:
@@ -145,9 +167,9 @@ class LabelPage:
         if self._task is not None:
             self._skip.set_visibility(True)
 
-    async def skip(self) -> None:
+    async def _skip_it(self) -> None:
         reason = str(self._reason.value or "").strip()
-        if self._task is None or self._busy:
+        if self._task is None:
             return
         if not reason:
             self._say("A skipped task needs a reason.", "warning")
@@ -228,15 +250,19 @@ class LabelPage:
     def _changed(self) -> None:
         self._cancel_draft()
         with self._main:
-            self._draft_timer = ui.timer(DRAFT_DELAY_S, self._save_draft, once=True)
+            self._draft_timer = ui.timer(DRAFT_DELAY_S, self._draft_is_due, once=True)
 
     def _cancel_draft(self) -> None:
         if self._draft_timer is not None:
             self._draft_timer.cancel()
             self._draft_timer = None
 
+    async def _draft_is_due(self) -> None:
+        if not self._busy:
+            await self._save_draft()
+
     async def _save_draft(self) -> None:
-        if self._draft_timer is None or self._task is None or self._form is None or self._busy:
+        if self._draft_timer is None or self._task is None or self._form is None:
             return
         self._draft_timer = None
         draft = {"value": self._form.draft(), "rationale": str(self._remark.value or "")}
@@ -255,9 +281,9 @@ class LabelPage:
 
     async def _ask(self, call: Any, *args: Any, nothing: str = "", **kwargs: Any) -> Any:
         """Have the queue do something; None, and the reason on the page, where it would not."""
-        self._busy = True
         try:
-            result = await run.io_bound(call, *args, **kwargs)
+            async with self._turn:
+                result = await run.io_bound(call, *args, **kwargs)
             if result is None and nothing:
                 self._say(nothing, "info")
             return result
@@ -265,8 +291,6 @@ class LabelPage:
             self._say(f"Not saved: {e}.", "negative")
         except PostgradError as e:
             self._say(f"Not saved: {e}. What you see is still here; try again.", "negative")
-        finally:
-            self._busy = False
         return None
 
     def _say(self, text: str, tone: str) -> None:
