@@ -5,7 +5,21 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, event, inspect, select, text, update
-from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, TIE, answer, claim, fill, finish, plain, queue_of, shown
+from workbench import (
+    A_BETTER,
+    B_BETTER,
+    PEOPLE,
+    ROUND,
+    TIE,
+    answer,
+    assert_places_add_up,
+    claim,
+    fill,
+    finish,
+    plain,
+    queue_of,
+    shown,
+)
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import AssignmentRow, EventRow, LabelRow, TaskRow
@@ -39,19 +53,6 @@ def everything(url: str) -> str:
         rows = "".join(repr(connection.execute(text(f'SELECT * FROM "{t}"')).all()) for t in tables)
     engine.dispose()
     return rows
-
-
-def assert_places_add_up(store: LabelStore) -> None:
-    with store.reading() as session:
-        for task in session.scalars(select(TaskRow).where(~TaskRow.gold)):
-            states = list(
-                session.scalars(
-                    select(AssignmentRow.state).where(AssignmentRow.task_id == task.id, ~AssignmentRow.repeat)
-                )
-            )
-            assert task.done == states.count("submitted")
-            assert task.free == task.overlap - task.done - states.count("leased")
-        assert audit.first_broken(session) is None
 
 
 def shift(store: LabelStore, person: str) -> LabelQueue:

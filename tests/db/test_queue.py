@@ -4,9 +4,23 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import select, text
-from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, TIE, answer, claim, fill, finish, plain, queue_of, shown
+from workbench import (
+    A_BETTER,
+    B_BETTER,
+    PEOPLE,
+    ROUND,
+    TIE,
+    answer,
+    assert_places_add_up,
+    claim,
+    fill,
+    finish,
+    plain,
+    queue_of,
+    shown,
+)
 
-from postgrad.db.tables import AccountRow, AssignmentRow, EventRow, LabelRow, TaskRow
+from postgrad.db.tables import AccountRow, EventRow, LabelRow, TaskRow
 from postgrad.errors import DataError, StaleError, StoreError
 from postgrad.feedback import audit
 from postgrad.feedback.choose import REPEAT_DISTANCE
@@ -18,18 +32,6 @@ from postgrad.feedback.tasks import Assigned, NewTask, Nothing
 def task_rows(store: LabelStore) -> list[TaskRow]:
     with store.reading() as session:
         return list(session.scalars(select(TaskRow).order_by(TaskRow.id)))
-
-
-def assert_places_add_up(store: LabelStore) -> None:
-    with store.reading() as session:
-        for task in session.scalars(select(TaskRow).where(~TaskRow.gold)):
-            own = list(
-                session.scalars(
-                    select(AssignmentRow.state).where(AssignmentRow.task_id == task.id, ~AssignmentRow.repeat)
-                )
-            )
-            assert task.done == own.count("submitted")
-            assert task.free == task.overlap - task.done - own.count("leased")
 
 
 def test_a_task_goes_to_as_many_different_people_as_it_asks_for_and_no_more(url: str) -> None:

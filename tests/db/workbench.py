@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from sqlalchemy import select
+
 from postgrad.config import QueueConfig
+from postgrad.db.tables import AssignmentRow, TaskRow
+from postgrad.feedback import audit
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Purpose, Sample
 from postgrad.feedback.store import LabelStore
@@ -70,3 +74,17 @@ def shown(got: Assigned, value: dict[str, Any]) -> dict[str, Any]:
     if "tiers" not in value:
         return value
     return value | {"tiers": [[got.order.index(answer) for answer in tier] for tier in value["tiers"]]}
+
+
+def assert_places_add_up(store: LabelStore) -> None:
+    """Every place of every task is free, leased or done, and the audit chain holds."""
+    with store.reading() as session:
+        for task in session.scalars(select(TaskRow).where(~TaskRow.gold)):
+            states = list(
+                session.scalars(
+                    select(AssignmentRow.state).where(AssignmentRow.task_id == task.id, ~AssignmentRow.repeat)
+                )
+            )
+            assert task.done == states.count("submitted")
+            assert task.free == task.overlap - task.done - states.count("leased")
+        assert audit.first_broken(session) is None
