@@ -150,6 +150,6 @@ def test_a_person_answers_twenty_comparisons_quits_in_the_middle_comes_back_and_
     assert "".join(pressed) == "abtab" + "b" * 15
     engine = create_engine(sqlite_url(tmp_path / "postgrad.db"))
     with engine.connect() as connection:
-        undone = connection.execute(text("select count(*) from preferences where undone_at is not null")).scalar()
+        undone = connection.execute(text("select count(*) from labels where undone_at is not null")).scalar()
     engine.dispose()
     assert undone == 1
