@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -349,8 +350,15 @@ def test_strangers_and_other_peoples_assignments_are_refused(url: str) -> None:
         with pytest.raises(StoreError, match="rater 'eve' is unknown"):
             queue.claim("eve")
         got = claim(queue, "ada")
-        with pytest.raises(DataError, match=r"no assignment .* of yours"):
-            queue.submit(got.id, "bob", shown(got, A_BETTER), client_key="k")
+        meddling: list[Callable[[], object]] = [
+            lambda: queue.submit(got.id, "bob", shown(got, A_BETTER), client_key="k"),
+            lambda: queue.save_draft(got.id, "bob", {"rationale": "not mine"}, version=0),
+            lambda: queue.heartbeat(got.id, "bob"),
+            lambda: queue.skip(got.id, "bob", "not mine"),
+        ]
+        for meddle in meddling:
+            with pytest.raises(DataError, match=r"no assignment .* of yours"):
+                meddle()
         with pytest.raises(StoreError, match="names the comparison 'nowhere', which is not stored"):
             queue.add([NewTask("compare", "nowhere")], round_id=ROUND)
 

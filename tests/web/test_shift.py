@@ -199,3 +199,5 @@ def test_two_tabs_hold_the_same_task_and_the_second_answer_is_refused(ada: Shift
     ada.answered(1)
     other.press(other.key_of_the_good_one(), "Enter")
     other.sees("submitted already, perhaps in another tab")
+    with LabelStore(server[1]) as store, store.reading() as session:
+        assert len(list(session.scalars(select(LabelRow)))) == 1
