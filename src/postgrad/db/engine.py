@@ -18,6 +18,8 @@ from postgrad.db import tables
 from postgrad.errors import StoreError
 
 _BUSY_TIMEOUT_S = 10.0
+_CACHE_KB = 32_768
+"""Of SQLite's pages, for each connection."""
 _UPGRADE_LOCK = 7_235_041_980
 """Key of the PostgreSQL advisory lock that lets one process upgrade at a time."""
 
@@ -139,7 +141,7 @@ def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def pragmas(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions behind SQLAlchemy's back
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL", f"cache_size=-{_CACHE_KB}"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

@@ -31,6 +31,7 @@ FORMAT_VERSION: Final = 1
 NATIVE: Final = "native"
 FORMAT_NAMES: Final = (NATIVE, *FORMATS)
 _ROW_GROUP: Final = 5_000
+_BUFFER: Final = 2**20
 _AS_NATIVE: Final = Format(lambda one: iter(()), (), None, ".jsonl", everything=True)
 
 
@@ -116,7 +117,7 @@ class _Lines:
         self.path = path
         self.rows = 0
         self._partial = path.with_name(f".{path.name}.partial")
-        self._file: IO[bytes] = self._partial.open("wb")
+        self._file: IO[bytes] = self._partial.open("wb", buffering=_BUFFER)
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +133,7 @@ class _Lines:
 
     def add_lines(self, lines: Sequence[bytes]) -> None:
         self.rows += len(lines)
-        self._file.writelines(lines)
+        self._file.write(b"".join(lines))
 
     def finish(self) -> dict[str, Any]:
         """Close it; its name, rows, bytes and SHA-256."""
