@@ -30,7 +30,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from postgrad.config import QueueConfig
+from postgrad.config.queue import QueueConfig
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.queue import LabelQueue

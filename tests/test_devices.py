@@ -9,7 +9,7 @@ from pretend import OnCuda, pretended_cuda
 from small import siblings_batch, tokens
 
 from postgrad.bench.machine import SIZE, Machine
-from postgrad.config import RewardConfig
+from postgrad.config.sections import RewardConfig
 from postgrad.data.batch import collate
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import ConfigError

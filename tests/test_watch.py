@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postgrad.config import PretrainRecipe, Recipe
+from postgrad.config.pretrain import PretrainRecipe
+from postgrad.config.round import Recipe
 from postgrad.run import METRIC_KEYS, RunDirectory, read_metrics
 from postgrad.watch import ADVICE, BETTER, RULES, TITLES, RunWatch, find_warnings
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from postgrad.config import RlConfig
+from postgrad.config.rl import RlConfig
 from postgrad.data.mixture import Mixture
 from postgrad.engine.local import LocalEngine
 from postgrad.methods.ppo import PPO

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from postgrad.config import AnyRecipe
+    from postgrad.config.load import AnyRecipe
     from postgrad.engine.local import LocalEngine
     from postgrad.feedback.store import LabelStore
     from postgrad.rounds.manifest import Manifest
@@ -278,7 +278,7 @@ def main() -> None:
 
 
 def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: bool, dry_run: bool = False) -> None:
-    from postgrad.config import load_recipe
+    from postgrad.config.load import load_recipe
     from postgrad.errors import ConfigError
     from postgrad.recipes import recipe_path
     from postgrad.rounds.manifest import METHODS
@@ -322,7 +322,8 @@ def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
 ) -> tuple[Plan, Callable[[Bars], Manifest]]:
     """What memory depends on, and the recipe's method, ready to start: its slow imports done, its files found."""
-    from postgrad.config import PretrainRecipe, RlRecipe
+    from postgrad.config.pretrain import PretrainRecipe
+    from postgrad.config.questions import RlRecipe
     from postgrad.models.pull import resolve
 
     if isinstance(recipe, PretrainRecipe):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from postgrad.config import TaskConfig
+from postgrad.config.questions import TaskConfig
 from postgrad.data.mixture import normalise
 from postgrad.data.tasks import make_tasks
 from postgrad.errors import ConfigError

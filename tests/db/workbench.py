@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from postgrad.config import QueueConfig
+from postgrad.config.queue import QueueConfig
 from postgrad.db.tables import AssignmentRow, TaskRow
 from postgrad.feedback import audit
 from postgrad.feedback.queue import LabelQueue

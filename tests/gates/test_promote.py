@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from postgrad.config import GateConfig
+from postgrad.config.round import GateConfig
 from postgrad.gates.promote import decide
 
 LIMITS = GateConfig(max_length_ratio=1.5, max_repetition=0.2, max_truncated_frac=0.5, max_kl=20.0)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from postgrad.config import TaskConfig
+from postgrad.config.questions import TaskConfig
 from postgrad.data.tasks import make_tasks
 from postgrad.errors import ConfigError
 from postgrad.graders.function import FunctionGrader

@@ -2,7 +2,8 @@ import typing
 
 import pytest
 
-from postgrad.config import AlgorithmName, RlConfig, load_recipe
+from postgrad.config.load import load_recipe
+from postgrad.config.rl import AlgorithmName, RlConfig
 from postgrad.errors import ConfigError
 from postgrad.methods.algorithms import GROUP_RELATIVE, make_algorithm
 from postgrad.methods.grpo import CISPO, DAPO, GSPO

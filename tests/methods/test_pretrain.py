@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import differing, random_model, state
 
-from postgrad.config import PretrainConfig
+from postgrad.config.pretrain import PretrainConfig
 from postgrad.data.text import pack_rows
 from postgrad.engine.local import LocalEngine
 from postgrad.evals.calibration import clustered_calibration, ece

@@ -7,7 +7,7 @@ import pytest
 from small import differing, state
 from tiny_rl import CFG, forkserver, quiet, reinforce, without_times
 
-from postgrad.config import SftConfig
+from postgrad.config.sections import SftConfig
 from postgrad.engine.local import LocalEngine
 from postgrad.methods.grpo import GRPO
 from postgrad.methods.ppo import PPO

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import differing, random_model, state, tokens
 
-from postgrad.config import RewardConfig
+from postgrad.config.sections import RewardConfig
 from postgrad.errors import DataError, TrainingDiverged
 from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.methods.reward import Ranked, Verdict, freeze_below, margins, score, standardise, train_reward_model

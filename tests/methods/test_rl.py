@@ -3,7 +3,7 @@ import torch
 from small import differing, state
 from tiny_rl import CFG, EXAMPLES, ShareOfLowBytes, reinforce, without_times
 
-from postgrad.config import load_recipe
+from postgrad.config.load import load_recipe
 from postgrad.errors import ConfigError, DataError, RolloutError
 from postgrad.methods.grpo import GRPO
 from postgrad.methods.ppo import PPO

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import differing, state
 
-from postgrad.config import SftConfig
+from postgrad.config.sections import SftConfig
 from postgrad.data.batch import collate
 from postgrad.engine.local import LocalEngine
 from postgrad.methods.schedule import rate_share

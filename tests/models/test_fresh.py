@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from postgrad.config import PretrainRecipe, load_recipe
+from postgrad.config.load import load_recipe
+from postgrad.config.pretrain import PretrainRecipe
 from postgrad.errors import ConfigError
 from postgrad.models.fresh import fresh_policy
 from postgrad.recipes import recipe_path

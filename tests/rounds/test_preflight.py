@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_round import call, write_recipe
 
-from postgrad.config import load_recipe
+from postgrad.config.load import load_recipe
 from postgrad.errors import ConfigError
 from postgrad.models.footprint import Sizes, activation_bytes, blank_policy, count_sizes
 from postgrad.models.load import load_policy, read_config

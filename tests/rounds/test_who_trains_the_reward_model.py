@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tiny_round import write_recipe
 
-from postgrad.config import Recipe, load_recipe
+from postgrad.config.load import load_recipe
+from postgrad.config.round import Recipe
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.records import Sample, Submission
 from postgrad.feedback.store import LabelStore

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from postgrad.config import TaskConfig
+from postgrad.config.questions import TaskConfig
 from postgrad.data.mixture import normalise
 from postgrad.errors import ConfigError
 from postgrad.types import Conversation, Example, Message

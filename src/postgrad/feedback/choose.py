@@ -14,7 +14,7 @@ from typing import Any, Final
 from sqlalchemy import and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from postgrad.config import QueueConfig
+from postgrad.config.queue import QueueConfig
 from postgrad.db.tables import AssignmentRow, ComparisonAnswerRow, TaskRow
 from postgrad.feedback.values import BETWEEN, Kind
 

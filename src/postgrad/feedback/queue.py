@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import and_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
-from postgrad.config import QueueConfig
+from postgrad.config.queue import QueueConfig
 from postgrad.db.tables import (
     AccountRow,
     AssignmentRow,

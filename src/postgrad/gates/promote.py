@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from postgrad.config import GateConfig
+from postgrad.config.round import GateConfig
 
 Verdict = Literal["pass", "fail", "investigate"]
 

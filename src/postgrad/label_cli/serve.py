@@ -20,7 +20,7 @@ def label_serve(
     accounts: Annotated[bool, typer.Option("--accounts", help="Have people sign in on loopback too.")] = False,
 ) -> None:
     """Open the workbench: pages and API for people who label."""
-    from postgrad.config import load_queue_config
+    from postgrad.config.load import load_queue_config
     from postgrad.feedback.people import People
     from postgrad.feedback.queue import LabelQueue
     from postgrad.web.auth import Auth, is_loopback

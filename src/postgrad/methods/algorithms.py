@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from postgrad.config import RlConfig
+from postgrad.config.rl import RlConfig
 from postgrad.methods.grpo import CISPO, DAPO, DR_GRPO, GRPO, GSPO, MAXRL, RLOO
 from postgrad.methods.ppo import PPO
 from postgrad.methods.reinforce import Reinforce

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from postgrad.config import PretrainConfig
+from postgrad.config.pretrain import PretrainConfig
 from postgrad.data.batch import Batch, collate
 from postgrad.data.text import Span, pack_rows
 from postgrad.methods.schedule import rate_share

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from postgrad.config import RewardConfig
+from postgrad.config.sections import RewardConfig
 from postgrad.data.batch import Batch
 from postgrad.methods.schedule import rate_share
 from postgrad.methods.sft import SAVE_EVERY, Progress, epoch_batches

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from postgrad.config import RlConfig
+from postgrad.config.rl import RlConfig
 from postgrad.data.batch import Batch, make_batch
 from postgrad.data.mixture import Mixture
 from postgrad.errors import DataError, RolloutError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from postgrad.config import Schedule
+from postgrad.config.sections import Schedule
 
 FLOOR = 0.1
 """Share of the peak that linear and cosine schedules end at."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from postgrad.config import SftConfig
+from postgrad.config.sections import SftConfig
 from postgrad.data.batch import Batch, collate
 from postgrad.methods.schedule import rate_share
 from postgrad.ops.losses import nll_loss

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from postgrad.config import Recipe
+from postgrad.config.round import Recipe
 from postgrad.data.readers import read_examples
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import ConfigError, DataError, EngineError

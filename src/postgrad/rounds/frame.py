@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import postgrad
-from postgrad.config import AnyRecipe
+from postgrad.config.load import AnyRecipe
 from postgrad.errors import PostgradError
 from postgrad.rounds.manifest import Manifest, Stage, find_or_create_round
 from postgrad.run import WorkspaceLock, disk_errors

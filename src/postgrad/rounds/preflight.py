@@ -19,7 +19,10 @@ from typing import Any
 
 from rich.table import Table
 
-from postgrad.config import AnyRecipe, PretrainRecipe, Recipe, RlRecipe
+from postgrad.config.load import AnyRecipe
+from postgrad.config.pretrain import PretrainRecipe
+from postgrad.config.questions import RlRecipe
+from postgrad.config.round import Recipe
 from postgrad.data.readers import read_examples
 from postgrad.data.tasks import make_tasks
 from postgrad.engine.local import LocalEngine

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from postgrad.config import PretrainRecipe
+from postgrad.config.pretrain import PretrainRecipe
 from postgrad.data.text import PARTS, Document, Part, read_documents
 from postgrad.engine.local import LocalEngine
 from postgrad.evals.calibration import clustered_calibration, ratio_interval

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from postgrad.config import RlRecipe
+from postgrad.config.questions import RlRecipe
 from postgrad.data.mixture import Mixture, split_of
 from postgrad.data.readers import read_examples
 from postgrad.data.tasks import Task, make_tasks

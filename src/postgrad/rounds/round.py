@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from postgrad.config import Recipe
+from postgrad.config.round import Recipe
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
 from postgrad.gates.release import ReleasePointer
