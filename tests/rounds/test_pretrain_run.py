@@ -94,6 +94,10 @@ def test_every_stage_is_done_and_its_files_are_those_of_the_manifest(workspace: 
     assert not (manifest.stage_directory("pretrain") / "checkpoints").exists()
 
 
+def test_the_manifest_names_the_device_and_not_that_it_was_chosen(workspace: Path) -> None:
+    assert find_round(workspace, "latest").record.versions["device"] == "cpu, float32"
+
+
 def test_what_the_stages_say_of_themselves_adds_up(workspace: Path) -> None:
     manifest = only_run(workspace)
     summaries = {stage.name: stage.summary for stage in manifest.record.stages}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import postgrad
 from postgrad.config.load import AnyRecipe
 from postgrad.errors import PostgradError
+from postgrad.models.placement import place
 from postgrad.rounds.manifest import Manifest, Stage, find_or_create_round
 from postgrad.run import WorkspaceLock, disk_errors
 
@@ -40,6 +41,7 @@ def open_round(
     Raises:
         StoreError: another process holds the workspace, the disk is full, or a manifest cannot be read.
     """
+    device, dtype = place(recipe.model.device, recipe.model.dtype)
     with WorkspaceLock(workspace):
         yield find_or_create_round(
             workspace,
@@ -48,6 +50,7 @@ def open_round(
                 "postgrad": postgrad.__version__,
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "transformers")},
+                "device": f"{device.type}, {str(dtype).removeprefix('torch.')}",
             },
             model=model,
         )

@@ -308,7 +308,7 @@ def find_or_create_round(
     Args:
         workspace: made where it does not exist; the caller holds its lock.
         recipe: resolved, with "name", "seed" and "method"; kept as recipe.json.
-        versions: of postgrad, python, torch, transformers: what a resumption must share to be exact.
+        versions: of postgrad, python, torch, transformers, and the device: what a resumption must share to be exact.
         model: "name" and "sha256" of the initial policy.
 
     Raises:
