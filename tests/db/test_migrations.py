@@ -19,6 +19,11 @@ from postgrad.feedback.store import LabelStore
 from postgrad.types import Edit, Preference
 
 
+@pytest.fixture
+def url(empty_url: str) -> str:
+    return empty_url
+
+
 def test_an_empty_database_is_migrated_to_exactly_the_declared_tables(url: str) -> None:
     engine = open_database(url)
     with engine.connect() as connection:
