@@ -1,6 +1,5 @@
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,9 @@ PREFIX = "postgrad_test_"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest) -> str:
     """A database of each kind, at the newest schema and without rows; PostgreSQL only where a server answers."""
-    if request.param == "postgresql":
-        return str(request.getfixturevalue("cleared_postgresql"))
-    shutil.copyfile(request.getfixturevalue("new_sqlite"), tmp_path / "labels.db")
-    return sqlite_url(tmp_path / "labels.db")
+    return str(request.getfixturevalue("labels_url" if request.param == "sqlite" else "cleared_postgresql"))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -33,13 +29,6 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     with database(request.getfixturevalue("postgresql")) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def new_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("new") / "labels.db"
-    open_database(sqlite_url(path)).dispose()
-    return path
 
 
 @pytest.fixture
