@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -110,6 +111,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     before = sys.argv
     sys.argv = ["postgrad", *map(str, arguments)]
     capsys.readouterr()
+    gc.freeze()  # every stage looks for garbage, and need not look through all that the tests have loaded
     try:
         main()
         code: Any = 0
@@ -159,6 +161,7 @@ def _command(folder: Path, arguments: list[str], max_file_bytes: int | None) -> 
     if max_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     sys.argv = ["postgrad", *arguments]
+    gc.freeze()
     main()
 
 

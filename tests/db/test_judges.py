@@ -37,7 +37,7 @@ def ask(store: LabelStore, endpoint: Endpoint, *, concurrency: int = 4, rater_id
     comparisons = list(store.comparisons(purpose="train", round_id=ROUND))
 
     async def run() -> JudgeSummary:
-        async with EndpointJudge(endpoint.url, model="m", rubric=RUBRIC, timeout_s=0.5, backoff_s=0.01) as judge:
+        async with EndpointJudge(endpoint.url, model="m", rubric=RUBRIC, timeout_s=60.0, backoff_s=0.01) as judge:
             return await judge_comparisons(store, judge, comparisons, rater_id=rater_id, concurrency=concurrency)
 
     return asyncio.run(run())

@@ -1,38 +1,43 @@
 import sqlite3
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
-from postgrad.db.engine import migrations_config, open_database, sqlite_url, store_errors
-from postgrad.db.tables import Base
+from postgrad.db import migrate
+from postgrad.db.engine import open_database, sqlite_url, store_errors
+from postgrad.db.tables import REVISION, Base
 from postgrad.errors import StoreError
 from postgrad.feedback.records import Submission
 from postgrad.feedback.store import LabelStore
 from postgrad.types import Edit, Preference
 
 
+@pytest.fixture
+def url(empty_url: str) -> str:
+    return empty_url
+
+
 def test_an_empty_database_is_migrated_to_exactly_the_declared_tables(url: str) -> None:
     engine = open_database(url)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-        assert MigrationContext.configure(connection).get_current_revision() == "0002"
+        assert MigrationContext.configure(connection).get_current_revision() == REVISION == max(migrate.revisions())
     engine.dispose()
 
 
 def test_a_store_of_the_first_schema_keeps_every_answer_and_every_edit(url: str) -> None:
     engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    config = migrations_config()
     instant = "2026-01-01 00:00:00+00:00" if url.startswith("postgresql") else "2026-01-01 00:00:00"
     rows = Path(__file__).with_name("revision_0001.sql").read_text(encoding="utf-8")
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        migrate.to_revision(connection, "0001")
         for statement in rows.splitlines()[1:]:
             connection.exec_driver_sql(statement.replace("NOW", f"'{instant}'").removesuffix(";"))
     engine.dispose()
@@ -130,6 +135,16 @@ def test_opening_a_current_store_does_not_need_the_write_lock(tmp_path: Path) ->
             assert reader.exec_driver_sql("SELECT count(*) FROM rounds").scalar() == 0
         store.dispose()
     writer.dispose()
+
+
+def test_opening_a_current_store_does_not_wait_for_alembic(tmp_path: Path) -> None:
+    url = sqlite_url(tmp_path / "labels.db")
+    open_database(url).dispose()
+    code = "import sys; from postgrad.db.engine import *; open_database(sys.argv[1]).dispose(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, url], check=True, capture_output=True, text=True)
+    loaded = done.stdout.split()
+    assert "sqlalchemy" in loaded
+    assert "alembic" not in loaded
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ EVERYTHING = {"prompts": 4, "samples": 8, "raters": 1, "comparisons": 4, "edits"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LabelStore]:
-    with LabelStore(sqlite_url(tmp_path / "labels.db"), busy_timeout_s=0.2) as opened:
+def store(labels_url: str) -> Iterator[LabelStore]:
+    with LabelStore(labels_url, busy_timeout_s=0.2) as opened:
         opened.add_raters("human", {"ada": {}})
         yield opened
 

@@ -16,8 +16,8 @@ from postgrad.types import Comparison
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LabelStore]:
-    with LabelStore(sqlite_url(tmp_path / "labels.db")) as opened:
+def store(labels_url: str) -> Iterator[LabelStore]:
+    with LabelStore(labels_url) as opened:
         yield opened
 
 

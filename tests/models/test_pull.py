@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -228,22 +229,18 @@ def test_too_little_space_is_noticed_before_anything_is_fetched(tmp_path: Path, 
 
 @pytest.mark.parametrize("limit", [1_000, 40_000])
 def test_a_disk_that_fills_up_is_one_sentence_and_nothing_is_left(
-    tmp_path: Path, model: tuple[Path, torch.Tensor], limit: int
+    tmp_path: Path, model: tuple[Path, torch.Tensor], limit: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A limit on the size of files stands in for the disk: one too small to unpack, one too small to convert."""
-    program = (
-        "import resource, sys; from pathlib import Path\n"
-        "from postgrad.errors import StoreError; from postgrad.models.pull import pull\n"
-        "import torch, transformers, postgrad.models.gguf\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "try: pull(sys.argv[1], cache_dir=Path(sys.argv[2]))\n"
-        "except StoreError as e: sys.exit(str(e))\n"
-    )
-    command = [sys.executable, "-c", program, str(model[0]), str(tmp_path / "cache")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "space" in run.stderr
-    assert len(run.stderr.splitlines()) == 1
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StoreError, match="space") as e:
+            pull(str(model[0]), cache_dir=tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(e.value)
+    assert capfd.readouterr().err == ""
     assert left_in(tmp_path / "cache") == []
 
 

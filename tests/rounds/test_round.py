@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -133,12 +134,26 @@ def test_the_report_is_one_page_that_asks_no_other_machine_for_anything(
     assert "<link" not in html
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_directory: Path) -> tuple[object, ...]:
+    """The command of a short round that is done, its workspace last."""
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(folder, tiny_model_directory)
+    command = ("run", recipe, "--set", "rl.steps=1", "--set", "arena.resamples=10", "--workspace", folder / "w")
+    process = fork(folder / "io", *command)
+    assert process.wait() == 0, process.err
+    return command
+
+
+@pytest.fixture
+def command(finished: tuple[object, ...], tmp_path: Path) -> tuple[object, ...]:
+    """The same on a copy of the workspace."""
+    return (*finished[:-1], shutil.copytree(str(finished[-1]), tmp_path / "w"))
+
+
 def test_the_same_command_after_a_finished_round_begins_the_next_one(
-    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(tmp_path, tiny_model_directory)
-    command = ("run", recipe, "--workspace", tmp_path / "w", "--set", "rl.steps=1", "--set", "arena.resamples=10")
-    assert call(capsys, *command)[0] == 0
     first = find_round(tmp_path / "w", "1")
     before = sha256_tree(first.directory)
     code, out, _ = call(capsys, *command)
@@ -149,11 +164,8 @@ def test_the_same_command_after_a_finished_round_begins_the_next_one(
 
 
 def test_a_stage_that_is_done_is_not_done_again(
-    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+    command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(tmp_path, tiny_model_directory)
-    command = ("run", recipe, "--workspace", tmp_path / "w", "--set", "rl.steps=1", "--set", "arena.resamples=10")
-    assert call(capsys, *command)[0] == 0
     manifest = find_round(tmp_path / "w", "1")
     manifest.record.stages.pop()
     manifest.record.status = "running"

@@ -68,8 +68,8 @@ def _cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def people(tmp_path: Path) -> Iterator[People]:
-    with LabelStore(sqlite_url(tmp_path / "labels.db")) as store:
+def people(labels_url: str) -> Iterator[People]:
+    with LabelStore(labels_url) as store:
         yield People(store)
 
 

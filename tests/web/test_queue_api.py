@@ -1,13 +1,11 @@
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from postgrad.db.engine import sqlite_url
 from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Sample
@@ -25,8 +23,8 @@ def sample(prompt_id: str, text: str, stage: str) -> Sample:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LabelStore]:
-    with LabelStore(sqlite_url(tmp_path / "labels.db")) as store:
+def store(labels_url: str) -> Iterator[LabelStore]:
+    with LabelStore(labels_url) as store:
         store.add_round("r", recipe="test")
         store.add_prompts([Example(f"p{i}", Conversation((Message("user", "Hi"),))) for i in range(3)])
         pairs = [

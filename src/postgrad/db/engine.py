@@ -7,14 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
-from postgrad.db import tables
+from postgrad.db.tables import REVISION
 from postgrad.errors import StoreError
 
 _BUSY_TIMEOUT_S = 10.0
@@ -58,20 +54,25 @@ def open_database(url: str, *, busy_timeout_s: float = _BUSY_TIMEOUT_S) -> Engin
 
 
 def upgrade(engine: Engine) -> None:
-    config = migrations_config()
-    head = ScriptDirectory.from_config(config).get_current_head()
     with engine.connect() as connection:
-        if MigrationContext.configure(connection).get_current_revision() == head:
+        if _revision(connection) == REVISION:
             return
+    from postgrad.db import migrate  # Alembic takes longer to load than a current store to open
+
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
-        current = MigrationContext.configure(connection).get_current_revision()
-        known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
-        if current is not None and current not in known:
+        current = _revision(connection)
+        if current is not None and current not in migrate.revisions():
             raise StoreError(f"{name(engine)} was written by a newer postgrad (schema {current}); upgrade postgrad")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        migrate.to_revision(connection, REVISION)
+
+
+def _revision(connection: Connection) -> str | None:
+    """Of the schema; None where nothing was ever made."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
 def scrub(engine: Engine) -> None:
@@ -90,13 +91,6 @@ def scrub(engine: Engine) -> None:
                 f"{name(engine)} is being read by another process, and its log may hold what was deleted; "
                 "stop it, then run the same command again"
             )
-
-
-def migrations_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(tables.__file__).with_name("migrations")).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
 
 
 def name(engine: Engine) -> str:

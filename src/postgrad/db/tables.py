@@ -1,12 +1,12 @@
 """The label store's tables. Ids are content hashes, so that writing a row twice is harmless.
 
-Every change here needs a revision under `migrations/versions`; a test compares the two.
+Every change here needs a revision under `migrations/versions`, and its name in `REVISION`; a test compares them.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+REVISION: Final = "0002"
+"""The newest of `migrations/versions`; a store that bears it is opened as it is."""
 _NAMES = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the connection that `postgrad.db.engine.upgrade` hands over, in its transaction."""
+"""Alembic's entry: migrates the connection that `postgrad.db.migrate.to_revision` hands over, in its transaction."""
 
 from alembic import context
 
