@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from postgrad.config.rl import RlConfig
 from postgrad.data.batch import Batch, make_batch
@@ -25,6 +26,13 @@ UNSCORED_STOP = 3
 """Steps in a row without a single score after which a run gives up."""
 
 
+class Outcome(NamedTuple):
+    steps: int
+    """Whose updates were all taken."""
+    stopped: str | None = None
+    """Why before the last one."""
+
+
 async def train_rl(
     cfg: RlConfig,
     *,
@@ -38,14 +46,14 @@ async def train_rl(
     context: int,
     run: RunDirectory,
     progress: Progress,
-    before_step: Callable[[int], Awaitable[None]] | None = None,
-) -> str | None:
-    """Optimise the policy against the graders; returns why it stopped early, or None.
+    before_step: Callable[[int], Awaitable[str | None]] | None = None,
+) -> Outcome:
+    """Optimise the policy against the graders.
 
     The row of a step that `kl_stop` ended is the last one, with what was sampled and none of its updates taken.
 
     Invariant: at the top of every step the engine holds exactly the trainer's weights; `before_step` is told there how
-    many steps are done.
+    many steps are done, and may give a reason to stop.
 
     Raises:
         DataError: no prompt leaves room for an answer in `context` tokens.
@@ -61,8 +69,9 @@ async def train_rl(
         algorithm = algorithm.after(row)
     await engine.load_weights(trainer.weights(), version=trainer.version)
     for step in range(start, cfg.steps):
-        if before_step is not None:
-            await before_step(step)
+        reason = await before_step(step) if before_step is not None else None
+        if reason is not None:
+            return Outcome(step, reason)
         metrics: dict[str, float] = {}
         groups, chosen = await _sample(
             cfg, step, metrics, engine=engine, algorithm=algorithm, graders=graders, dataset=dataset,
@@ -76,8 +85,9 @@ async def train_rl(
             if credit["policy/kl_ref"] > cfg.kl_stop:
                 run.write_metrics(step + 1, metrics | {"optim/updates_frac": 0.0})
                 progress(step + 1, cfg.steps)
-                return (
-                    f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}"
+                return Outcome(
+                    step,
+                    f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}",
                 )
             with _timed(metrics, "time/update_s"):
                 metrics |= _update(cfg, trainer, algorithm, batch, step=step, seed=run.seed(step, "update"))
@@ -93,7 +103,7 @@ async def train_rl(
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < cfg.steps:
             save_checkpoint(trainer, checkpoints, step + 1)
         progress(step + 1, cfg.steps)
-    return None
+    return Outcome(cfg.steps)
 
 
 async def _sample(
