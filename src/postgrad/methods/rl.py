@@ -12,6 +12,7 @@ from postgrad.config.rl import RlConfig
 from postgrad.data.batch import Batch, make_batch
 from postgrad.data.mixture import Mixture
 from postgrad.errors import DataError, RolloutError
+from postgrad.methods.length import LengthControl
 from postgrad.methods.schedule import rate_share
 from postgrad.methods.sft import Progress
 from postgrad.protocols import Algorithm, Grader, Policy, RolloutEngine, Trainer
@@ -65,8 +66,9 @@ async def train_rl(
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
     unscored = _unscored_steps(run)
+    control = None if cfg.length_band is None else LengthControl(*cfg.length_band)
     for row in run.read_metrics():
-        algorithm = algorithm.after(row)
+        algorithm, control = algorithm.after(row), control and control.after(row)
     await engine.load_weights(trainer.weights(), version=trainer.version)
     for step in range(start, cfg.steps):
         reason = await before_step(step) if before_step is not None else None
@@ -74,7 +76,7 @@ async def train_rl(
             return Outcome(step, reason)
         metrics: dict[str, float] = {}
         groups, chosen = await _sample(
-            cfg, step, metrics, engine=engine, algorithm=algorithm, graders=graders, dataset=dataset,
+            cfg, step, metrics, engine=engine, algorithm=algorithm, graders=graders, control=control, dataset=dataset,
             renderer=renderer, run=run,
         )  # fmt: skip
         run.save_groups(step + 1, groups)
@@ -93,7 +95,7 @@ async def train_rl(
                 metrics |= _update(cfg, trainer, algorithm, batch, step=step, seed=run.seed(step, "update"))
             await engine.load_weights(trainer.weights(), version=trainer.version)
         run.write_metrics(step + 1, metrics)
-        algorithm = algorithm.after(metrics)
+        algorithm, control = algorithm.after(metrics), control and control.after(metrics)
         unscored = 0 if "reward/mean" in metrics else unscored + 1
         if unscored >= min(UNSCORED_STOP, cfg.steps):
             raise RolloutError(
@@ -114,6 +116,7 @@ async def _sample(
     engine: RolloutEngine,
     algorithm: Algorithm,
     graders: Sequence[Grader],
+    control: LengthControl | None,
     dataset: Mixture,
     renderer: Renderer,
     run: RunDirectory,
@@ -124,6 +127,7 @@ async def _sample(
     examples of attempts that a step does not need are passed over until the next epoch.
     """
     params = SamplingParams(max_tokens=cfg.max_tokens, temperature=cfg.temperature)
+    judged: list[Group] = []
     groups: list[Group] = []
     chosen: list[Group] = []
     attempt = 0
@@ -134,10 +138,14 @@ async def _sample(
             sampled = await rollout_groups(examples, engine, renderer, params, group_size=cfg.group_size, seed=seed)
         with _timed(metrics, "time/grade_s"):
             graded = await grade_groups(sampled, graders)
-        groups += graded
-        chosen += algorithm.select(graded)
+        controlled = graded if control is None else control.apply(graded)
+        judged += graded
+        groups += controlled
+        chosen += algorithm.select(controlled)
         attempt += 1
-    metrics |= _group_metrics(groups)
+    metrics |= _group_metrics(judged)
+    if control is not None:
+        metrics["reward/length_coef"] = control.coef
     metrics["rollout/attempts"] = attempt
     metrics["group/no_signal_frac"] = 1 - len(chosen) / len(groups)
     chosen = chosen[: cfg.prompts_per_step]
