@@ -74,7 +74,7 @@ def reinforce(
     trainer = make_trainer(model, batch_tokens=60)
     sampler = model if share_model else load_policy(directory)
     run = make_run(path, root_seed=11)
-    stopped = asyncio.run(
+    outcome = asyncio.run(
         train_rl(
             cfg,
             trainer=trainer,
@@ -89,7 +89,7 @@ def reinforce(
             progress=quiet,
         )
     )
-    return stopped, run, trainer
+    return outcome.stopped, run, trainer
 
 
 def forkserver() -> ForkServerContext:

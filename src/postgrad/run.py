@@ -39,6 +39,7 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "loss/policy": Metric("clipped policy-gradient loss a token", -1, 1),
     "loss/value": Metric("half the squared error of the critic, a token", 0, 10),
     "reward/mean": Metric("mean reward of the sampled answers, before KL"),
+    "reward/length_coef": Metric("reward for brevity that holds the mean length in its band"),
     "reward/std": Metric("standard deviation of the reward over the sampled answers", 1e-6),
     "reward/penalised_mean": Metric("mean reward after the KL penalty"),
     "reward/accuracy": Metric("share of pairs where the preferred answer scores higher", 0.5, 1),

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,7 +121,19 @@ def test_the_summary_counts_wins_ties_and_losses_by_prompt() -> None:
         "low": 0.5,
         "high": 0.5,
         "num_prompts": 6,
+        **dict.fromkeys(("equal_length_win_rate", "equal_length_low", "equal_length_high"), 0.5),
     }
+
+
+def test_a_player_that_wins_by_length_alone_wins_less_at_equal_length() -> None:
+    longer = [bool(i % 4) for i in range(40)]
+    given = [Judgement(f"p{i}", "rl", "initial", float(longer[i])) for i in range(40)]
+    given += [Judgement(f"p{i}", a, "sft", 0.5) for i in range(40) for a in ("rl", "initial")]
+    answers = [Answer(f"p{i}", p, 30 if p == "rl" and longer[i] else 20, False, {}) for i in range(40) for p in PLAYERS]
+    answers = [replace(a, num_tokens=12) if a.player == "rl" and a.num_tokens == 20 else a for a in answers]
+    (row,) = (p for p in summary(given, answers)["pairs"] if (p["a"], p["b"]) == ("rl", "initial"))
+    assert row["win_rate"] == pytest.approx(0.75)
+    assert row["equal_length_low"] < row["equal_length_win_rate"] < 0.6
 
 
 def test_the_summary_anchors_the_first_player_and_orders_the_rest() -> None:

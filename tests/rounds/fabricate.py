@@ -42,7 +42,8 @@ ARENA: Mapping[str, Any] = {
     },
     "pairs": [
         {"a": "rl", "b": "initial", "wins": 171, "ties": 31, "losses": 86, "win_rate": 0.6476, "low": 0.5903,
-         "high": 0.7031, "num_prompts": 144},
+         "high": 0.7031, "num_prompts": 144, "equal_length_win_rate": 0.661, "equal_length_low": 0.59,
+         "equal_length_high": 0.72},
         {"a": "rl", "b": "sft", "wins": 142, "ties": 40, "losses": 106, "win_rate": 0.5625, "low": 0.5052,
          "high": 0.6181, "num_prompts": 144},
         {"a": "sft", "b": "initial", "wins": 146, "ties": 35, "losses": 107, "win_rate": 0.5677, "low": 0.4948,

@@ -116,7 +116,8 @@ def test_the_gate_lists_every_guard_and_reason(tmp_path: Path) -> None:
 def test_the_arena_shows_ratings_intervals_and_win_tie_loss(whole: Page) -> None:
     text = whole.text("arena")
     assert "PPO 1056 1035 to 1079 17.5 4.2% SFT 993 975 to 1012 24.1 29.2% Initial 951 931 to 970 33.4 62.5%" in text
-    assert "PPO over Initial 64.8% 59.0% to 70.3% 171 31 86 144" in text
+    assert "PPO over Initial 64.8% 59.0% to 70.3% 66.1% 171 31 86 144" in text
+    assert "PPO over SFT 56.2% 50.5% to 61.8% – 142 40 106 144" in text, "arenas of earlier versions have none"
     styles = [attrs.get("style") or "" for tag, attrs in whole.tags if tag == "i"]
     assert "left:59.03%;width:11.28%" in styles
     assert "left:64.76%" in styles

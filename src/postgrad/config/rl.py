@@ -37,6 +37,8 @@ class RlConfig(Section):
     warmup_frac: Share = 0.0
     """Share of the steps over which the rate climbs to its peak."""
     max_tokens: Positive = 40
+    length_band: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Tokens an answer between which a steered reward for brevity holds the mean; None leaves length alone."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -71,6 +73,13 @@ class RlConfig(Section):
             raise ValueError("cispo has no lower bound; set 'rl.clip_eps_high'")
         if key == "missing_end_penalty" and value > 0 and algorithm == "maxrl":
             raise ValueError("maxrl needs rewards >= 0; leave the penalty at 0")
+        return value
+
+    @field_validator("length_band")
+    @classmethod
+    def _a_band(cls, value: tuple[float, float] | None, info: ValidationInfo) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1] <= info.data["max_tokens"]:
+            raise ValueError("must rise, and end below 'rl.max_tokens' or at it")
         return value
 
     @field_validator("top_p", "top_k")

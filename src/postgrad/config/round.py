@@ -26,6 +26,19 @@ class LabelsConfig(Section):
     careless_frac: Share = 0.1
 
 
+class ExamConfig(Section):
+    """Held-out answers during RL, read by the reward model and by what it stands for."""
+
+    every: Positive
+    """Steps between two examinations."""
+    num_prompts: Annotated[int, Field(ge=8)]
+    """The last ones of the split "rl", which are then not trained on."""
+    best_of: Annotated[int, Field(ge=0)] = 0
+    """Answers of the SFT policy to each of them, the best of which RL is held against; 0 leaves that out."""
+    stop: bool = True
+    """End RL where the gold score has surely fallen, and go back to its best step."""
+
+
 class ArenaConfig(Section):
     num_prompts: Positive
     num_raters: Positive = 8
@@ -49,5 +62,6 @@ class Recipe(BaseRecipe):
     labels: LabelsConfig
     reward: RewardConfig
     rl: RlConfig
+    exam: ExamConfig | None = None
     arena: ArenaConfig
     gate: GateConfig

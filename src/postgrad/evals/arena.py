@@ -17,6 +17,7 @@ import evalica
 import numpy as np
 from numpy.typing import NDArray
 
+from postgrad.evals.length_control import length_controlled
 from postgrad.types import Preference
 
 ELO_SCALE: Final = 400.0
@@ -109,10 +110,15 @@ def arena_summary(
     )
     pairs = [(newer, older) for i, newer in enumerate(players) for older in reversed(players[:i])]
     scores = _score_table(averaged, pairs, prompt_ids)
+    lengths = _length_table(answers, players, prompt_ids)
     measured = _measure_tables(answers, players, prompt_ids)
     return {
         "players": _player_table(answers, players, pairs, scores, draws),
-        "pairs": [_pair_row(a, b, scores[:, i], draws) for i, (a, b) in enumerate(pairs)],
+        "pairs": [
+            _pair_row(a, b, scores[:, i], draws)
+            | _equal_length_row(scores[:, i], lengths[:, players.index(a)] - lengths[:, players.index(b)], draws)
+            for i, (a, b) in enumerate(pairs)
+        ],
         "measures": {
             player: {name: _interval_row("mean", table[:, i], draws) for name, table in measured.items()}
             for i, player in enumerate(players)
@@ -185,6 +191,15 @@ def _measure_tables(answers: Sequence[Answer], players: Sequence[str], prompt_id
     return tables
 
 
+def _length_table(answers: Sequence[Answer], players: Sequence[str], prompt_ids: Sequence[str]) -> Floats:
+    """[num_prompts, num_players] tokens of the answers."""
+    row = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
+    table = np.zeros((len(prompt_ids), len(players)))
+    for answer in answers:
+        table[row[answer.prompt_id], players.index(answer.player)] = answer.num_tokens
+    return table
+
+
 def _player_table(
     answers: Sequence[Answer],
     players: Sequence[str],
@@ -229,6 +244,11 @@ def _pair_row(a: str, b: str, scores: Floats, draws: NDArray[np.int64]) -> dict[
         **row,
         "num_prompts": len(judged),
     }
+
+
+def _equal_length_row(scores: Floats, longer: Floats, draws: NDArray[np.int64]) -> dict[str, float | None]:
+    rate, low, high = length_controlled(scores, longer, draws) or (None, None, None)
+    return {"equal_length_win_rate": rate, "equal_length_low": low, "equal_length_high": high}
 
 
 def _interval_row(key: str, values: Floats, draws: NDArray[np.int64]) -> dict[str, float | None]:

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from postgrad.config.rl import RlConfig
 from postgrad.data.batch import Batch, make_batch
 from postgrad.data.mixture import Mixture
 from postgrad.errors import DataError, RolloutError
+from postgrad.methods.length import LengthControl
 from postgrad.methods.schedule import rate_share
 from postgrad.methods.sft import Progress
 from postgrad.protocols import Algorithm, Grader, Policy, RolloutEngine, Trainer
@@ -23,6 +25,13 @@ from postgrad.types import Group, SamplingParams
 SAVE_EVERY = 4
 UNSCORED_STOP = 3
 """Steps in a row without a single score after which a run gives up."""
+
+
+class Outcome(NamedTuple):
+    steps: int
+    """Whose updates were all taken."""
+    stopped: str | None = None
+    """Why before the last one."""
 
 
 async def train_rl(
@@ -38,14 +47,14 @@ async def train_rl(
     context: int,
     run: RunDirectory,
     progress: Progress,
-    before_step: Callable[[int], Awaitable[None]] | None = None,
-) -> str | None:
-    """Optimise the policy against the graders; returns why it stopped early, or None.
+    before_step: Callable[[int], Awaitable[str | None]] | None = None,
+) -> Outcome:
+    """Optimise the policy against the graders.
 
     The row of a step that `kl_stop` ended is the last one, with what was sampled and none of its updates taken.
 
     Invariant: at the top of every step the engine holds exactly the trainer's weights; `before_step` is told there how
-    many steps are done.
+    many steps are done, and may give a reason to stop.
 
     Raises:
         DataError: no prompt leaves room for an answer in `context` tokens.
@@ -57,15 +66,17 @@ async def train_rl(
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
     unscored = _unscored_steps(run)
+    control = None if cfg.length_band is None else LengthControl(*cfg.length_band)
     for row in run.read_metrics():
-        algorithm = algorithm.after(row)
+        algorithm, control = algorithm.after(row), control and control.after(row)
     await engine.load_weights(trainer.weights(), version=trainer.version)
     for step in range(start, cfg.steps):
-        if before_step is not None:
-            await before_step(step)
+        reason = await before_step(step) if before_step is not None else None
+        if reason is not None:
+            return Outcome(step, reason)
         metrics: dict[str, float] = {}
         groups, chosen = await _sample(
-            cfg, step, metrics, engine=engine, algorithm=algorithm, graders=graders, dataset=dataset,
+            cfg, step, metrics, engine=engine, algorithm=algorithm, graders=graders, control=control, dataset=dataset,
             renderer=renderer, run=run,
         )  # fmt: skip
         run.save_groups(step + 1, groups)
@@ -76,14 +87,15 @@ async def train_rl(
             if credit["policy/kl_ref"] > cfg.kl_stop:
                 run.write_metrics(step + 1, metrics | {"optim/updates_frac": 0.0})
                 progress(step + 1, cfg.steps)
-                return (
-                    f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}"
+                return Outcome(
+                    step,
+                    f"step {step + 1}: KL {credit['policy/kl_ref']:.1f} nats an answer exceeds kl_stop {cfg.kl_stop:g}",
                 )
             with _timed(metrics, "time/update_s"):
                 metrics |= _update(cfg, trainer, algorithm, batch, step=step, seed=run.seed(step, "update"))
             await engine.load_weights(trainer.weights(), version=trainer.version)
         run.write_metrics(step + 1, metrics)
-        algorithm = algorithm.after(metrics)
+        algorithm, control = algorithm.after(metrics), control and control.after(metrics)
         unscored = 0 if "reward/mean" in metrics else unscored + 1
         if unscored >= min(UNSCORED_STOP, cfg.steps):
             raise RolloutError(
@@ -93,7 +105,7 @@ async def train_rl(
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < cfg.steps:
             save_checkpoint(trainer, checkpoints, step + 1)
         progress(step + 1, cfg.steps)
-    return None
+    return Outcome(cfg.steps)
 
 
 async def _sample(
@@ -104,6 +116,7 @@ async def _sample(
     engine: RolloutEngine,
     algorithm: Algorithm,
     graders: Sequence[Grader],
+    control: LengthControl | None,
     dataset: Mixture,
     renderer: Renderer,
     run: RunDirectory,
@@ -114,6 +127,7 @@ async def _sample(
     examples of attempts that a step does not need are passed over until the next epoch.
     """
     params = SamplingParams(max_tokens=cfg.max_tokens, temperature=cfg.temperature)
+    judged: list[Group] = []
     groups: list[Group] = []
     chosen: list[Group] = []
     attempt = 0
@@ -124,10 +138,14 @@ async def _sample(
             sampled = await rollout_groups(examples, engine, renderer, params, group_size=cfg.group_size, seed=seed)
         with _timed(metrics, "time/grade_s"):
             graded = await grade_groups(sampled, graders)
-        groups += graded
-        chosen += algorithm.select(graded)
+        controlled = graded if control is None else control.apply(graded)
+        judged += graded
+        groups += controlled
+        chosen += algorithm.select(controlled)
         attempt += 1
-    metrics |= _group_metrics(groups)
+    metrics |= _group_metrics(judged)
+    if control is not None:
+        metrics["reward/length_coef"] = control.coef
     metrics["rollout/attempts"] = attempt
     metrics["group/no_signal_frac"] = 1 - len(chosen) / len(groups)
     chosen = chosen[: cfg.prompts_per_step]

@@ -140,6 +140,15 @@ def check_rows(ctx: Context, splits: Mapping[str, Sequence[Example]], context: i
                 f"{key!r} = {wanted}, but {ctx.source} has {len(splits[split])} rows in split {split!r}; "
                 "lower it or add rows"
             )
+    if recipe.exam is not None and ctx.ask is not None:
+        raise ConfigError(
+            "'exam' reads what simulated raters want, and a person gives these labels; remove the section"
+        )
+    if recipe.exam is not None and recipe.exam.num_prompts >= len(splits["rl"]):
+        raise ConfigError(
+            f"'exam.num_prompts' = {recipe.exam.num_prompts} leaves none of the {len(splits['rl'])} rows in split 'rl' "
+            "to train on; lower it or add rows"
+        )
     problems = []
     for split, rows in splits.items():
         for example in rows:

@@ -179,7 +179,7 @@ def _rl_stage(run: _Run, stage: Stage) -> None:
     tasks = run.questions()
     exam = _Exam(run, stage.directory / "heldout", engine, [e for task in tasks for e in task.heldout])
     weights = [task.weight for task in recipe.data.tasks] or [1.0]
-    stopped = asyncio.run(
+    outcome = asyncio.run(
         train_rl(
             cfg,
             trainer=trainer,
@@ -201,7 +201,7 @@ def _rl_stage(run: _Run, stage: Stage) -> None:
         )
     )
     rows = directory.read_metrics()
-    steps = len(rows) - (stopped is not None)
+    steps = outcome.steps
     asyncio.run(exam.sit(steps))
     save_policy(model, stage.directory / "policy", tokenizer_from=run.initial)
     forget_checkpoints(directory)
@@ -210,7 +210,7 @@ def _rl_stage(run: _Run, stage: Stage) -> None:
     generated = sum(row["rollout/sampled_tokens"] for row in rows)
     stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
     stage.policy_version = trainer.version
-    stage.summary = {"steps": steps, "stopped": stopped, **exam.summary(steps)}
+    stage.summary = {"steps": steps, "stopped": outcome.stopped, **exam.summary(steps)}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from postgrad.errors import DataError
+from postgrad.evals.overoptimisation import CURVE
 from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.numbers import (
     format_bytes,
@@ -27,7 +28,7 @@ from postgrad.rounds.numbers import (
     format_percent,
     format_signed,
 )
-from postgrad.rounds.report_charts import line_chart, reliability_chart
+from postgrad.rounds.report_charts import distance_chart, line_chart, reliability_chart
 from postgrad.run import METRIC_KEYS, RunDirectory, atomic_write, read_metrics
 from postgrad.watch import TITLES, healthy, is_share
 
@@ -149,6 +150,7 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "pair": _pair(arena, "rl", "initial") if arena else None,
         "charts": {name: _charts(manifest, name) for name in manifest.stages if name in _CHARTS},
         "reliability": _reliability(done.get("reward", {})),
+        "distance": _distance(manifest) if "rl" in done else [],
         "samples": _samples(answers),
         "num_answers": len(answers),
         "num_samples": NUM_SAMPLES,
@@ -236,6 +238,17 @@ def _reliability(summary: Mapping[str, Any]) -> str | None:
     bins = [row for row in summary.get("calibration", ()) if row["n"] > 0]
     label = "Reliability of the reward model: observed against predicted preference"
     return reliability_chart(bins, label=label) if bins else None
+
+
+def _distance(manifest: Manifest) -> list[tuple[str, str]]:
+    """(title, drawing) of proxy and gold score against the distance from the start; none without examinations."""
+    path = manifest.stage_directory("rl") / CURVE
+    if not path.exists():
+        return []
+    found = _read_json(path)
+    curves = {name: points for name, points in (("RL", found["rl"]), ("best of n", found["best_of"])) if points}
+    titles = {"proxy": "What the reward model says", "gold": "What the raters want"}
+    return [(title, distance_chart(curves, key, label=f"{title}, against distance")) for key, title in titles.items()]
 
 
 def _pair(arena: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:

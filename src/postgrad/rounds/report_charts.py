@@ -91,6 +91,29 @@ def reliability_chart(calibration: Sequence[Mapping[str, Any]], *, label: str, l
     return _svg(figure, label)
 
 
+def distance_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]], quantity: str, *, label: str) -> Markup:
+    """A score against sqrt(KL) in nats, with its intervals, one line for each way of optimising.
+
+    Args:
+        curves: name -> points with "sqrt_kl", `quantity`, and its "_low" and "_high".
+        quantity: "proxy" or "gold".
+        label: what a screen reader says.
+    """
+    figure, axes = _canvas(_WIDE)
+    for (name, points), colour, marker in zip(curves.items(), (ACCENT, MUTED), ("o", "s"), strict=False):
+        x, y = [p["sqrt_kl"] for p in points], [p[quantity] for p in points]
+        reach = [
+            [p[quantity] - p[f"{quantity}_low"] for p in points],
+            [p[f"{quantity}_high"] - p[quantity] for p in points],
+        ]
+        axes.errorbar(x, y, reach, color=colour, marker=marker, markersize=5, linewidth=2, elinewidth=1, label=name)
+    axes.legend(frameon=False, labelcolor=MUTED, fontsize=_TEXT)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("\u221aKL from the reference, \u221anats", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
+    return _svg(figure, label)
+
+
 def _canvas(size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")

@@ -43,6 +43,7 @@ from postgrad.rounds.context import (
     weights_sha256,
     write_lines,
 )
+from postgrad.rounds.exam import PolicyExam
 from postgrad.rounds.manifest import Stage
 from postgrad.run import RunDirectory
 from postgrad.trainer.checkpoint import forget_checkpoints
@@ -209,6 +210,7 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     """The policy against the reward model, held to the SFT policy by KL."""
     cfg = ctx.recipe.rl
     examples = read_splits(ctx.source, ctx.recipe.data.system)["rl"]
+    held_out = len(examples) - (ctx.recipe.exam.num_prompts if ctx.recipe.exam else 0)
     run = RunDirectory(stage.directory, _seed(ctx, "rl"))
     torch.manual_seed(run.seed(0, "init"))
     heads = ("value",) if cfg.algorithm == "ppo" else ()
@@ -222,35 +224,52 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     algorithm = make_algorithm(cfg)
     run.write_config({"algorithm": cfg.algorithm} | asdict(algorithm))
     reward_model = load_reward_model(ctx.manifest.stage_directory("reward") / "model", placement=ctx.placement)
-    stopped = asyncio.run(
+    grader, engine = RewardModelGrader(reward_model), ctx.engine(model)
+    exam = None
+    if ctx.recipe.exam is not None:
+        exam = PolicyExam(
+            ctx, ctx.recipe.exam, stage.directory / "exam", examples[held_out:],
+            model=model, policy=trainer, reference=reference, engine=engine, proxy=grader,
+        )  # fmt: skip
+    outcome = asyncio.run(
         train_rl(
             cfg,
             trainer=trainer,
             reference=reference,
-            engine=ctx.engine(model),
+            engine=engine,
             algorithm=algorithm,
-            graders=[RewardModelGrader(reward_model)],
-            dataset=Mixture([(examples, 1.0)], seed=run.seed(0)),
+            graders=[grader],
+            dataset=Mixture([(examples[:held_out], 1.0)], seed=run.seed(0)),
             renderer=ctx.renderer,
             context=model.context,
             run=run,
             progress=ctx.bar(f"optimising against it ({cfg.algorithm.upper()})", run),
+            before_step=None if exam is None else exam.before_step,
         )
     )
     save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
+    stopped, version, examined = outcome.stopped, trainer.version, {}
+    if exam is not None:
+        fell = asyncio.run(exam.sit(outcome.steps))
+        if fell is not None:
+            stopped, version = fell, exam.go_back(stage.directory / "policy")
+        examined = exam.finish()
     forget_checkpoints(run)
+    if exam is not None:
+        exam.tidy()
     rows = run.read_metrics()
     generated = sum(row["rollout/sampled_tokens"] for row in rows)
     stage.add_tokens(trained=trainer.trained_tokens, generated=round(generated))
-    stage.policy_version = trainer.version
+    stage.policy_version = version
     rewards = [row["reward/mean"] for row in rows if "reward/mean" in row]
     kl = [row["policy/kl_ref"] for row in rows if "policy/kl_ref" in row]
     stage.summary = {
-        "steps": len(rows) - (stopped is not None),
+        "steps": outcome.steps,
         "reward_first": rewards[0] if rewards else None,
         "reward_last": rewards[-1] if rewards else None,
         "kl_last": kl[-1] if kl else None,
         "stopped": stopped,
+        **examined,
     }
 
 
