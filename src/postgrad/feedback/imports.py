@@ -5,7 +5,7 @@ What is written is named by its content, so that an import that was cut off is s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any, Final, TypeVar
 
 from postgrad.data.readers import read_examples
 from postgrad.db.tables import LabelRow, RoundRow
-from postgrad.errors import ConfigError
+from postgrad.errors import ConfigError, DataError
 from postgrad.feedback.foreign import READERS, Judgement, Question
+from postgrad.feedback.gold import known_answer
 from postgrad.feedback.intake import MAX_MB, BadRow, BadRows, identifier, read_rows
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import RaterKind, Sample, Submission, content_id
@@ -41,6 +42,8 @@ class Settings:
     overlap: int = 1
     rater_kind: RaterKind = "human"
     max_mb: int = MAX_MB
+    gold: bool = False
+    """Judged comparisons become gold tasks, whose answers are known, instead of labels."""
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
         raise ConfigError(f"--format {format_name!r} is not one of {', '.join(FORMAT_NAMES)}")
     if settings.kind not in (None, *TASK_KINDS):
         raise ConfigError(f"--kind {settings.kind!r} is not one of {', '.join(TASK_KINDS)}")
+    if settings.gold and format_name not in READERS:
+        raise ConfigError(f"--gold needs questions with their answers: --format {', '.join(READERS)}")
     if format_name == "native":
         checked = Checked()
         rows = _check(path, settings.max_mb, checked.row)
@@ -137,6 +142,8 @@ class _Questions:
         kind = self._settings.kind or "compare"
         if not question.judgements and kind in BETWEEN and len(question.answers) < 2:
             raise BadRow("one answer, and no judgement: there is nothing to compare; use --kind edit")
+        if self._settings.gold:
+            _gold_answer(question)
         for judgement in question.judgements:
             axes = sorted(judgement.value.get("axes", ()))
             about = content_id(question.prompt_id, question.answers, judgement.answer, judgement.rater, axes)
@@ -155,6 +162,9 @@ class _Questions:
         store.add_prompts({q.prompt_id: Example(q.prompt_id, q.prompt) for q in questions}.values())
         samples = [[self._sample(q.prompt_id, answer) for answer in q.answers] for q in questions]
         store.add_samples(sample for own in samples for sample in own)
+        if self._settings.gold:
+            done.tasks += self._add_gold(questions, samples)
+            return
         raters = {self._rater(judgement) for q in questions for judgement in q.judgements}
         store.add_raters(self._settings.rater_kind, {rater: {"source": self._source} for rater in sorted(raters)})
         asked = [i for i, q in enumerate(questions) if len(q.answers) > 1]
@@ -169,6 +179,16 @@ class _Questions:
             for task in self._tasks(q, comparisons.get(i), samples[i])
         ]
         done.tasks += LabelQueue(store).add(tasks, round_id=round_id)
+
+    def _add_gold(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> int:
+        round_id = self._settings.round_id
+        groups = [[sample.id for sample in own] for own in samples]
+        asked = self._store.ask(groups, purpose="gold", round_id=round_id)
+        tasks = [
+            NewTask("compare" if len(q.answers) == 2 else "rank", comparison_id, answer=_gold_answer(q))
+            for q, comparison_id in zip(questions, asked, strict=True)
+        ]
+        return LabelQueue(self._store).add(tasks, round_id=round_id)
 
     def _label(
         self, questions: Sequence[Question], comparisons: dict[int, str], samples: Sequence[Sequence[Sample]]
@@ -230,6 +250,15 @@ class _Questions:
 
     def _rater(self, judgement: Judgement) -> str:
         return f"{self._stem}-{judgement.rater}" if judgement.rater else self._stem
+
+
+def _gold_answer(question: Question) -> Mapping[str, Any]:
+    if any(judgement.answer is not None for judgement in question.judgements):
+        raise BadRow("a gold question compares or ranks answers; this one rates them")
+    try:
+        return known_answer([judgement.value for judgement in question.judgements])
+    except DataError as e:
+        raise BadRow(str(e)) from None
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -41,15 +41,15 @@ def quality_tables(found: Quality) -> list[Table]:
             rater.kind,
             str(rater.answers),
             f"{rater.gold_right} of {rater.gold}" if rater.gold else "",
-            _percent(rater.agreement),
-            _percent(rater.accuracy),
+            percent(rater.agreement),
+            percent(rater.accuracy),
             _number(rater.weight),
         )
         habits.add_row(
             rater.rater_id,
-            _percent(rater.position),
+            percent(rater.position),
             _number(rater.length),
-            _percent(rater.consistency),
+            percent(rater.consistency),
             "" if rater.median_ms is None else f"{rater.median_ms / 1000:.1f}",
             "" if rater.too_fast is None else f"{rater.too_fast:.0%}",
         )
@@ -60,5 +60,5 @@ def _number(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def _percent(estimate: Estimate | None) -> str:
+def percent(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"

@@ -375,7 +375,8 @@ class LabelQueue:
         """Pause an account that fails its examination or too many gold tasks later."""
         session.flush()
         mine = and_(AssignmentRow.rater_id == rater_id, AssignmentRow.gold, AssignmentRow.state == "submitted")
-        results = session.scalars(select(AssignmentRow.correct).where(mine)).all()
+        asked = select(AssignmentRow.correct).join(TaskRow, TaskRow.id == AssignmentRow.task_id)
+        results = session.scalars(asked.where(mine, TaskRow.state != "closed")).all()
         right, num = sum(map(bool, results)), len(results)
         failed = num == self.config.exam_tasks and right < self.config.exam_pass * num
         slipped = num >= self.config.pause_after and right < self.config.pause_below * num
