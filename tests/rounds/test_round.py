@@ -67,6 +67,21 @@ def test_every_stage_is_done_and_every_hash_in_the_manifest_is_that_of_its_file(
     assert rl.tokens.trained > rl.tokens.generated > 0
 
 
+def test_the_reward_model_of_a_round_says_what_people_are_asked_first(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, "label", "add", "0001-tiny", "--workspace", workspace)[0] == 0
+    code, out, err = call(capsys, "label", "route", "--workspace", workspace, "--reward-model", "latest")
+    assert (code, err) == (0, "")
+    assert "tasks have a new priority" in out
+    code, out, err = call(capsys, "label", "stats", "--workspace", workspace, "--reward-model", "0001-tiny")
+    assert (code, err) == (0, "")
+    assert "simulated and reward model" in out
+    reward = only_round(workspace).find("reward")
+    assert reward is not None
+    assert list(reward.summary["rater_weights"].values()) == [pytest.approx(1.0)] * 4, "one rater a comparison"
+
+
 def test_the_policy_has_learned_something_in_every_stage_that_trains(workspace: Path) -> None:
     manifest = only_round(workspace)
     sft = manifest.find("sft")

@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from postgrad.feedback.agreement import Grade
+from postgrad.feedback.agreement import Grade, signs
 from postgrad.feedback.intervals import Z95, Estimate, Floats, wilson_interval
+from postgrad.feedback.records import Judged
 
 Item = tuple[str, str]
 
@@ -143,6 +144,15 @@ def competence(grades: Iterable[Grade]) -> Competence:
         },
         first_better={name: float(belief[i] @ positive) for name, i in items.items()},
     )
+
+
+def rater_weights(judged: Sequence[Judged]) -> dict[str, float]:
+    """What each rater's labels are worth: 1 on average among raters of a kind, and 1 for all where nobody overlaps."""
+    found: dict[str, float] = {}
+    for kind in sorted({j.rater_kind for j in judged}):
+        skill = competence(signs(j for j in judged if j.rater_kind == kind))
+        found |= {rater_id: estimate.value for rater_id, estimate in skill.weight.items()}
+    return found
 
 
 def _expected(

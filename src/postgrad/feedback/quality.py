@@ -32,6 +32,7 @@ from postgrad.feedback.intervals import Estimate
 from postgrad.feedback.records import RATER_KINDS, Judged, Purpose, RaterKind
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.values import Kind
+from postgrad.types import Comparison
 
 Thing = TypeVar("Thing")
 Key = TypeVar("Key", bound=Hashable)
@@ -129,6 +130,11 @@ def quality(
         agreement=tuple(found),
         raters=tuple(sorted(raters, key=lambda r: (RATER_KINDS.index(r.kind), r.rater_id))),
     )
+
+
+def answered(store: LabelStore, *, round_id: str | None = None) -> list[Comparison]:
+    """The questions that `quality` looks at, each once."""
+    return list({j.comparison.id: j.comparison for j in _judged(store, round_id, repeats=False)}.values())
 
 
 def _among(kind: str, signs: Sequence[Grade], judged: Sequence[Judged], seed: int) -> Agreement:

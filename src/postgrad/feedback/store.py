@@ -261,6 +261,13 @@ class LabelStore:
             for row in session.scalars(query).yield_per(_BATCH):
                 yield codec.sample_from_row(row)
 
+    def samples_of(self, ids: Collection[str]) -> Iterator[Sample]:
+        """Those of these that the store holds, by id."""
+        with self.reading() as session:
+            for batch in _batches(sorted(ids)):
+                rows = session.scalars(select(SampleRow).where(SampleRow.id.in_(batch)).order_by(SampleRow.id))
+                yield from map(codec.sample_from_row, rows)
+
     def edits(self) -> Iterator[Edit]:
         """Standing ones, in the order of their submission."""
         query = select(LabelRow, SampleRow).join(SampleRow, SampleRow.id == LabelRow.sample_id)
