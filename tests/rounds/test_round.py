@@ -74,12 +74,19 @@ def test_the_reward_model_of_a_round_says_what_people_are_asked_first(
     code, out, err = call(capsys, "label", "route", "--workspace", workspace, "--reward-model", "latest")
     assert (code, err) == (0, "")
     assert "tasks have a new priority" in out
-    code, out, err = call(capsys, "label", "stats", "--workspace", workspace, "--reward-model", "0001-tiny")
+    stats = ("label", "stats", "--workspace", workspace, "--reward-model", "0001-tiny", "--json")
+    code, out, err = call(capsys, *stats)
     assert (code, err) == (0, "")
-    assert "simulated and reward model" in out
+    found = json.loads(out)
+    assert ("simulated", "reward model") in {(a["first"], a["second"]) for a in found["agreement"]}
+    assert {(one["a"], one["b"]) for one in found["influence"]} == {
+        ("initial", "rl"),
+        ("initial", "sft"),
+        ("rl", "sft"),
+    }
     reward = only_round(workspace).find("reward")
     assert reward is not None
-    assert list(reward.summary["rater_weights"].values()) == [pytest.approx(1.0)] * 4, "one rater a comparison"
+    assert list(reward.summary["rater_weights"].values()) == [1.0] * 4, "one rater a comparison"
 
 
 def test_the_policy_has_learned_something_in_every_stage_that_trains(workspace: Path) -> None:

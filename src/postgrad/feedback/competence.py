@@ -147,10 +147,17 @@ def competence(grades: Iterable[Grade]) -> Competence:
 
 
 def rater_weights(judged: Sequence[Judged]) -> dict[str, float]:
-    """What each rater's labels are worth: 1 on average among raters of a kind, and 1 for all where nobody overlaps."""
-    found: dict[str, float] = {}
+    """What each rater's labels are worth: 1 on average among raters of a kind, and 1 for who shared no question.
+
+    A question that one rater answered says nothing of them; in the model, a tie of theirs would.
+    """
+    found = {j.preference.rater_id: 1.0 for j in judged}
     for kind in sorted({j.rater_kind for j in judged}):
-        skill = competence(signs(j for j in judged if j.rater_kind == kind))
+        grades = signs(j for j in judged if j.rater_kind == kind)
+        raters: dict[Item, set[str]] = {}
+        for g in grades:
+            raters.setdefault(g.item, set()).add(g.rater)
+        skill = competence(g for g in grades if len(raters[g.item]) > 1)
         found |= {rater_id: estimate.value for rater_id, estimate in skill.weight.items()}
     return found
 
