@@ -44,6 +44,8 @@ class Settings:
     max_mb: int = MAX_MB
     gold: bool = False
     """Judged comparisons become gold tasks, whose answers are known, instead of labels."""
+    skip_bad: bool = False
+    """Import the other rows where some are bad."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,9 @@ class Imported:
     labels: int = 0
     tasks: int = 0
     """New ones."""
+    skipped: int = 0
+    bad: tuple[str, ...] = ()
+    """What is wrong with the first of those."""
 
 
 def import_labels(store: LabelStore, path: Path, format_name: str, settings: Settings | None = None) -> Imported:
@@ -61,7 +66,7 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
 
     Raises:
         ConfigError: an unknown format, or a kind of task that the file's questions cannot become.
-        DataError: all rows that are bad, by line; nothing is written then.
+        DataError: all rows that are bad, by line, unless they are to be skipped; nothing is written then.
         StoreError: the store holds something else under the same name.
     """
     settings = settings or Settings()
@@ -73,9 +78,10 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
         raise ConfigError(f"--gold needs questions with their answers: --format {', '.join(READERS)}")
     if format_name == "native":
         checked = Checked()
-        rows = _check(path, settings.max_mb, checked.row)
-        restore(store, (row for _, row in read_rows(path, max_mb=settings.max_mb) if isinstance(row, dict)))
-        return Imported(rows, checked.num_labels)
+        done, bad = _check(path, settings, checked.row)
+        restore(store, _good_rows(path, settings, bad))
+        done.labels = checked.num_labels
+        return done
     try:
         identifier(settings.round_id, "--round")
     except BadRow as e:
@@ -87,10 +93,10 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
     return _Questions(store, path, format_name, settings).run()
 
 
-def _check(path: Path, max_mb: int, check: Any) -> int:
-    """Put every row to a check; how many there are."""
+def _check(path: Path, settings: Settings, check: Any) -> tuple[Imported, set[int]]:
+    """Put every row to a check; how many are good, and the lines of the others."""
     bad, total = BadRows(path), 0
-    for line, row in read_rows(path, max_mb=max_mb):
+    for line, row in read_rows(path, max_mb=settings.max_mb):
         total += 1
         try:
             if isinstance(row, BadRow):
@@ -98,8 +104,16 @@ def _check(path: Path, max_mb: int, check: Any) -> int:
             check(row, line)
         except BadRow as e:
             bad.add(line, e)
-    bad.check(total)
-    return total
+    bad.check(total, skip=settings.skip_bad)
+    num = len(bad.lines)
+    return Imported(total - num, skipped=num, bad=tuple(bad.listed)), bad.lines
+
+
+def _good_rows(path: Path, settings: Settings, bad: set[int]) -> Iterator[dict[str, Any]]:
+    for line, row in read_rows(path, max_mb=settings.max_mb):
+        if line not in bad:
+            assert isinstance(row, dict), "the file changed while it was read"
+            yield row
 
 
 def _import_prompts(store: LabelStore, path: Path, settings: Settings) -> Imported:
@@ -111,7 +125,9 @@ def _import_prompts(store: LabelStore, path: Path, settings: Settings) -> Import
         if "id" in row:
             identifier(row["id"], "id")
 
-    _check(path, settings.max_mb, named)
+    if settings.skip_bad:
+        raise ConfigError("--skip-bad does not go with --format prompts: mend the rows that it names")
+    _check(path, settings, named)
     examples = read_examples(path)
     store.add_prompts(examples)
     tasks = [NewTask(kind, example.id, overlap=settings.overlap) for example in examples]
@@ -132,8 +148,8 @@ class _Questions:
         self._said: dict[str, tuple[str, int]] = {}
 
     def run(self) -> Imported:
-        done = Imported(_check(self._path, self._settings.max_mb, self._row))
-        for batch in _batches(self._questions()):
+        done, bad = _check(self._path, self._settings, self._row)
+        for batch in _batches(map(self._read, _good_rows(self._path, self._settings, bad))):
             self._write(batch, done)
         return done
 
@@ -151,11 +167,6 @@ class _Questions:
             said, first = self._said.setdefault(about, (value, line))
             if said != value:
                 raise BadRow(f"the same rater judged the same answers otherwise in line {first}")
-
-    def _questions(self) -> Iterator[Question]:
-        for _, row in read_rows(self._path, max_mb=self._settings.max_mb):
-            assert isinstance(row, dict), "the file changed while it was read"
-            yield self._read(row)
 
     def _write(self, questions: Sequence[Question], done: Imported) -> None:
         store, round_id = self._store, self._settings.round_id
