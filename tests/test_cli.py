@@ -21,7 +21,9 @@ Capture = pytest.CaptureFixture[str]
 Rows = list[dict[str, Any]]
 COMMANDS = (
     "", "quickstart", "run", "rounds", "report", "samples", "doctor", "chat", "serve", "bench",
-    "models", "models pull", "models list", "label", "label stats",
+    "models", "models pull", "models list", "label", "label stats", "label judge", "label route",
+    "label gold", "label gold make", "label gold list", "label gold retire",
+    "label import", "label export", "label add",
 )  # fmt: skip
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_round import call
 from workbench import plain
 
 from postgrad.errors import ConfigError, DataError, StoreError
+from postgrad.feedback.exports import export_labels
 from postgrad.feedback.imports import Settings, import_labels
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Judged
@@ -229,8 +231,6 @@ def test_a_person_who_stands_elsewhere_in_the_store_is_not_overwritten(url: str,
 
 
 def native_of(url: str, tmp_path: Path) -> list[dict[str, Any]]:
-    from postgrad.feedback.exports import export_labels
-
     with LabelStore(url) as store:
         import_labels(store, lines(tmp_path / "w.jsonl", webgpt(1)), "webgpt")
         export_labels(store, tmp_path / "native.jsonl", "native")
@@ -294,3 +294,46 @@ def test_a_gzipped_file_and_one_that_is_a_bomb(url: str, tmp_path: Path) -> None
         path.write_bytes(gzip.compress(b" " * (3 * 2**20)))
         with pytest.raises(DataError, match="more than 2 MiB uncompressed"):
             import_labels(store, path, "webgpt", Settings(max_mb=2))
+
+
+def test_bad_rows_are_skipped_on_request_and_listed(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [{"prompt": f"{i}?", "answers": ["a", "b"], "best": 0} for i in range(3)]
+    bad = [{"prompt": "?", "answers": ["a"]}] * 25
+    path = lines(tmp_path / "mixed.jsonl", good[0], *bad, good[1], good[2])
+    arguments = ("label", "import", path, "--db", url, "--format", "questions")
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert "mend or remove 25 of 28 rows, nothing was imported" in err
+    code, out, err = call(capsys, *arguments, "--skip-bad")
+    assert (code, out) == (1, "3 rows: 3 labels, 0 new tasks\n")
+    assert err.startswith("25 rows were left out:\nline 2: 'answers' must hold two or more texts")
+    assert err.endswith("\nand 5 more\n")
+    assert len(err.splitlines()) == 22
+    with LabelStore(url) as store:
+        assert len(judged(store)) == 3
+    nothing = lines(tmp_path / "bad.jsonl", *bad)
+    code, _, err = call(capsys, "label", "import", nothing, "--db", url, "--format", "questions", "--skip-bad")
+    assert (code, "mend or remove 25 of 25 rows" in err) == (2, True)
+    code, _, err = call(capsys, "label", "import", path, "--db", url, "--format", "prompts", "--skip-bad")
+    assert (code, "--skip-bad does not go with --format prompts" in err) == (2, True)
+
+
+def test_native_lines_that_are_bad_are_skipped_with_what_hangs_on_them(tmp_path: Path) -> None:
+    asked = [{"prompt": f"{i}?", "answers": ["a", "b"], "best": 0} for i in range(3)]
+    with LabelStore(f"sqlite:///{tmp_path / 'a.db'}") as store:
+        import_labels(store, lines(tmp_path / "q.jsonl", *asked), "questions")
+        export_labels(store, tmp_path / "native.jsonl", "native")
+    rows = [json.loads(line) for line in (tmp_path / "native.jsonl").read_text().splitlines()]
+    labels = [i for i, row in enumerate(rows) if row["type"] == "label"]
+    rows[labels[-1]]["rationale"] = 7
+    with LabelStore(f"sqlite:///{tmp_path / 'b.db'}") as store:
+        found = import_labels(store, lines(tmp_path / "n.jsonl", *rows), "native", Settings(skip_bad=True))
+        assert (found.rows, found.labels, found.skipped) == (len(rows) - 1, len(labels) - 1, 1)
+        assert found.bad[0].startswith(f"line {labels[-1] + 1}: rationale")
+    rows[next(i for i, row in enumerate(rows) if row["type"] == "round")]["recipe"] = None
+    with LabelStore(f"sqlite:///{tmp_path / 'c.db'}") as store:
+        found = import_labels(store, lines(tmp_path / "n.jsonl", *rows), "native", Settings(skip_bad=True))
+        assert found.labels == 0
+        assert any("is told on no line before" in why for why in found.bad)

@@ -14,7 +14,7 @@ from workbench import A_BETTER, ROUND, fill, finish, queue_of
 from postgrad.db.tables import LabelRow, RaterRow
 from postgrad.errors import EngineError, StoreError
 from postgrad.feedback.endpoint_judge import EndpointJudge
-from postgrad.feedback.judge_prompt import RUBRIC
+from postgrad.feedback.judge_prompt import RUBRIC, Verdict
 from postgrad.feedback.judges import (
     MAX_SILENT,
     JudgeSummary,
@@ -27,7 +27,7 @@ from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Submission
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask
-from postgrad.types import Preference
+from postgrad.types import Conversation, Preference
 
 JUDGE = "judge-x"
 DIED = -signal.SIGKILL
@@ -167,6 +167,39 @@ def test_a_run_that_is_killed_goes_on_without_asking_again(url: str) -> None:
         assert Counter((row.comparison_id, row.display_order) for row in labels(store)) == Counter(
             {(i, order): 1 for i in ids for order in ("0,1", "1,0")}
         )
+
+
+class Wordy:
+    """Says the same in other words, and lets another one speak before each answer."""
+
+    def __init__(self, words: str) -> None:
+        self.words, self.asked = words, 0
+        self.params = {"model": "m", "host": "h", "rubric": RUBRIC, "seed": 0}
+
+    async def judge(self, prompt: Conversation, first: str, second: str) -> Verdict:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return Verdict("first", self.words, "")
+
+
+def test_of_the_same_judge_twice_at_once_the_first_verdict_counts(url: str) -> None:
+    with LabelStore(url) as store, LabelStore(url) as other:
+        fill(store, 3)
+        comparisons = list(store.comparisons(purpose="train"))
+        one, two = Wordy("one"), Wordy("two")
+
+        async def both() -> list[JudgeSummary]:
+            return await asyncio.gather(
+                judge_comparisons(store, one, comparisons, rater_id=JUDGE, concurrency=2),
+                judge_comparisons(other, two, comparisons, rater_id=JUDGE, concurrency=3),
+            )
+
+        summaries = asyncio.run(both())
+        assert (one.asked, two.asked) == (6, 6)
+        rows = labels(store)
+        assert len({(row.comparison_id, row.display_order) for row in rows}) == len(rows) == 6
+        assert {row.rationale for row in rows} <= {"one", "two"}
+        assert summaries[-1].judged == 6
 
 
 def test_a_judge_that_fell_silent_stops_the_run_and_leaves_its_questions_open(url: str) -> None:

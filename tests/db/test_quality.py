@@ -118,6 +118,48 @@ def test_a_model_and_rewards_stand_beside_people_and_never_among_them(url: str) 
         )
 
 
+def test_ratings_reviews_and_haste_of_every_kind_are_counted(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LabelStore(url) as store:
+        queue = LabelQueue(store, plain())
+        (_comparison,) = fill(store, 1)
+        sample = next(store.comparisons(purpose="train")).sources[0]
+        details = {"axes": ["helpful"], "flags": ["rude"]}
+        rating = {"axes": {"helpful": 6}, "flags": []}
+        tasks = [
+            NewTask("rate", sample, details=details, overlap=2),
+            NewTask("review", sample, details={"steps": ["one", "two"]}, overlap=2),
+            NewTask("write", "p0"),
+        ]
+        gold = NewTask("rate", sample, details=details | {"axes": ["clear"]}, answer=rating | {"axes": {"clear": 6}})
+        queue.add([*tasks, gold], round_id=ROUND)
+        values = {"rate": rating, "review": {"steps": ["good", "bad"]}, "write": {"text": "My own."}}
+        for person, more in (("ada", {}), ("bob", {"rate": rating | {"axes": {"helpful": 2}, "flags": ["rude"]}})):
+            for _value in (values | more).values():
+                got = queue.claim(person)
+                if isinstance(got, Nothing):
+                    continue
+                # Two words of the prompt, and two of the answer where there is one.
+                milliseconds = 99 if person == "ada" and got.kind == "rate" else 401
+                queue.submit(got.id, person, (values | more)[got.kind], client_key=got.id, milliseconds=milliseconds)
+        exam = LabelQueue(store, plain(gold_frac=1))
+        finish(exam, "cyd", {"axes": {"clear": 1}, "flags": []})
+        found = quality(store, too_fast_s=10.0)
+        assert [(s.name, s.level, s.raw and s.raw.value) for s in found.scales] == [
+            ("flag rude", "nominal", 0.0), ("helpful", "ordinal", 0.0), ("steps", "ordinal", 1.0),
+        ]  # fmt: skip
+        # Four words at ten seconds a hundred are 0.4 s.
+        assert [(r.rater_id, r.too_fast) for r in found.raters] == [
+            ("ada", pytest.approx(1 / 3)), ("bob", 0.0), ("cyd", None),
+        ]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "200")
+    out = call(capsys, "label", "stats", "--db", url)[1]
+    assert "Agreement on ratings, reviews and red teaming" in out
+    assert "flag rude" in out
+    assert json.loads(call(capsys, "label", "stats", "--db", url, "--round", ROUND, "--json")[1])["scales"] != []
+
+
 def test_other_rounds_do_not_count_and_an_unknown_one_is_named(url: str) -> None:
     with LabelStore(url) as store:
         with_judge(store, 3)
@@ -146,6 +188,14 @@ def test_the_command_prints_tables_and_json(
     assert f"{ada.agreement.value:.0%} [{ada.agreement.low:.0%}, {ada.agreement.high:.0%}]" in out
     assert "human and model" in out
     assert "Krippendorff's \u03b1" in out
+    assert "Agreement by" not in out
+    out = call(capsys, "label", "stats", "--db", url, "--by", "rater")[1]
+    assert "Agreement by rater" in out
+    assert "Cohen's \u03ba with the others" in out
+    mistake = call(capsys, "label", "stats", "--db", url, "--by", "month")[2]
+    assert mistake == "error: --by 'month' is not one of week, round, rater\n"
+    by_week = json.loads(call(capsys, "label", "stats", "--db", url, "--by", "week", "--json")[1])["by"]
+    assert [(one["raters"], one["labels"]) for one in by_week] == [("human", 40), ("model", 20)]
 
 
 def test_a_workspace_without_labels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

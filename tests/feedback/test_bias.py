@@ -19,6 +19,7 @@ from postgrad.feedback.bias import (
     median_milliseconds,
     position_rate,
     self_consistency,
+    timings,
     too_fast,
     words_shown,
 )
@@ -153,7 +154,7 @@ def timed(milliseconds: int | None, words: int = 100) -> object:
 def test_time_is_held_against_the_words_shown() -> None:
     answers = [timed(2_900), timed(3_000), timed(5_900, 200), timed(None), timed(60_000, 40)]
     assert words_shown(answers[2]) == 200  # type: ignore[arg-type]
-    assert too_fast(answers, 3.0) == 2 / 4  # type: ignore[arg-type]
+    assert too_fast(timings(answers), 3.0) == 2 / 4  # type: ignore[arg-type]
     assert median_milliseconds(answers) == 4_450  # type: ignore[arg-type]
     assert median_milliseconds([timed(None)]) is None  # type: ignore[list-item]
     assert too_fast([], 3.0) is None
@@ -162,5 +163,5 @@ def test_time_is_held_against_the_words_shown() -> None:
 def test_a_haste_below_the_planted_times_is_the_share_of_them() -> None:
     dice = random.Random(0)
     times = [round(dice.lognormvariate(1.5, 0.6) * 1000) for _ in range(500)]
-    found = too_fast([timed(t) for t in times], 3.0)  # type: ignore[misc]
+    found = too_fast(timings(timed(t) for t in times), 3.0)  # type: ignore[misc]
     assert found == sum(t < 3000 for t in times) / 500

@@ -68,6 +68,28 @@ def test_every_stage_is_done_and_every_hash_in_the_manifest_is_that_of_its_file(
     assert rl.tokens.trained > rl.tokens.generated > 0
 
 
+def test_the_reward_model_of_a_round_says_what_people_are_asked_first(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, "label", "add", "0001-tiny", "--workspace", workspace)[0] == 0
+    code, out, err = call(capsys, "label", "route", "--workspace", workspace, "--reward-model", "latest")
+    assert (code, err) == (0, "")
+    assert "tasks have a new priority" in out
+    stats = ("label", "stats", "--workspace", workspace, "--reward-model", "0001-tiny", "--json")
+    code, out, err = call(capsys, *stats)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert ("simulated", "reward model") in {(a["first"], a["second"]) for a in found["agreement"]}
+    assert {(one["a"], one["b"]) for one in found["influence"]} == {
+        ("initial", "rl"),
+        ("initial", "sft"),
+        ("rl", "sft"),
+    }
+    reward = only_round(workspace).find("reward")
+    assert reward is not None
+    assert list(reward.summary["rater_weights"].values()) == [1.0] * 4, "one rater a comparison"
+
+
 def test_the_policy_has_learned_something_in_every_stage_that_trains(workspace: Path) -> None:
     manifest = only_round(workspace)
     sft = manifest.find("sft")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from postgrad.config.rl import RlConfig
 from postgrad.config.sections import BaseRecipe, ModelConfig, Positive, RewardConfig, Section, SftConfig, Share
@@ -21,9 +21,17 @@ class LabelsConfig(Section):
     num_prompts: Positive
     answers_per_prompt: Annotated[int, Field(ge=2, le=9)] = 2
     ratings_per_comparison: Positive = 1
-    num_raters: Positive = 8
+    num_raters: Annotated[int, Field(gt=0, validate_default=True)] = 8
     rater_temperature: Annotated[float, Field(gt=0)] = 0.5
     careless_frac: Share = 0.1
+
+    @field_validator("num_raters")
+    @classmethod
+    def _enough(cls, value: int, info: ValidationInfo) -> int:
+        wanted = info.data.get("ratings_per_comparison", 1)
+        if value < wanted:
+            raise ValueError(f"'labels.ratings_per_comparison' asks {wanted} different ones; raise it, or ask fewer")
+        return value
 
 
 class ExamConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,12 @@ class Choice:
     """Whether it was the one displayed first."""
     longer: float
     """(l_first - l_second) / (l_first + l_second + 1), as simulated raters perceive it."""
+
+
+class Timing(NamedTuple):
+    milliseconds: int
+    words: int
+    """Shown: the prompt's and the answers'."""
 
 
 def choices(judged: Iterable[Judged]) -> list[Choice]:
@@ -98,14 +104,14 @@ def median_milliseconds(judged: Iterable[Judged]) -> float | None:
     return statistics.median(times) if times else None
 
 
-def too_fast(judged: Iterable[Judged], seconds: float) -> float | None:
-    """Share of timed answers that took less than `seconds` per hundred words shown, prompt included."""
-    timed = [
-        j.preference.milliseconds / 1000 < seconds * words_shown(j) / 100
-        for j in judged
-        if j.preference.milliseconds is not None
-    ]
-    return sum(timed) / len(timed) if timed else None
+def timings(judged: Iterable[Judged]) -> list[Timing]:
+    return [Timing(j.preference.milliseconds, words_shown(j)) for j in judged if j.preference.milliseconds is not None]
+
+
+def too_fast(timed: Sequence[Timing], seconds: float) -> float | None:
+    """Share of answers that took less than `seconds` per hundred words shown, prompt included."""
+    hasty = [t.milliseconds / 1000 < seconds * t.words / 100 for t in timed]
+    return sum(hasty) / len(hasty) if hasty else None
 
 
 def words_shown(judged: Judged) -> int:

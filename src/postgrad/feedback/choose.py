@@ -15,7 +15,7 @@ from sqlalchemy import and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from postgrad.config.queue import QueueConfig
-from postgrad.db.tables import AssignmentRow, ComparisonAnswerRow, TaskRow
+from postgrad.db.tables import AssignmentRow, ComparisonAnswerRow, LabelRow, TaskRow
 from postgrad.feedback.values import BETWEEN, Kind
 
 REPEAT_DISTANCE: Final = 10
@@ -34,8 +34,16 @@ _UNDONE = ~exists().where(_TOUCHED, AssignmentRow.state != "expired")
 _AGAIN = aliased(AssignmentRow)
 
 NUM_ANSWERED = select(func.count()).where(_SUBMITTED, ~AssignmentRow.gold, ~AssignmentRow.repeat)
-_NUM_GOLD = select(func.count()).where(_SUBMITTED, AssignmentRow.gold)
-_NEXT_GOLD = select(TaskRow).where(TaskRow.gold, _OPEN, _UNDONE).order_by(TaskRow.id).limit(1)
+_NUM_GOLD = (
+    select(func.count())
+    .join_from(AssignmentRow, TaskRow)
+    .where(_SUBMITTED, AssignmentRow.gold, TaskRow.state != "closed")
+)
+_SAID_BEFORE = exists().where(
+    LabelRow.comparison_id == TaskRow.comparison_id, LabelRow.rater_id == _RATER, LabelRow.undone_at.is_(None)
+)
+"""This person's answer is one of those that made a comparison gold."""
+_NEXT_GOLD = select(TaskRow).where(TaskRow.gold, _OPEN, _UNDONE, ~_SAID_BEFORE).order_by(TaskRow.id).limit(1)
 _OLD_COMPARISON = (
     select(AssignmentRow.display_order, TaskRow)
     .join(TaskRow, TaskRow.id == AssignmentRow.task_id)

@@ -46,6 +46,20 @@ Row = dict[str, Any]
 Reader = Callable[[Row], Question]
 
 
+def read_questions(row: Row) -> Question:
+    """The plainest way to write some by hand; `best` is the index of the better answer, where it is known."""
+    answers = tuple(items(row, "answers", str))
+    if len(answers) < 2 or not all(answer.strip() for answer in answers):
+        raise BadRow("'answers' must hold two or more texts, none of them empty")
+    said = (Message("user", text(row, "prompt")),)
+    if "best" not in row:
+        return _question(said, answers)
+    best = row["best"]
+    if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < len(answers):
+        raise BadRow(f"'best' must be the index of an answer, 0 to {len(answers) - 1}")
+    return _question(said, answers, (_ordering([[best], [i for i in range(len(answers)) if i != best]]),))
+
+
 def read_hh(row: Row) -> Question:
     """Which answer comes first is decided by their texts: the chosen one must not always be answer 0."""
     (said, chosen), (also_said, rejected) = (_hh_turns(text(row, key), key) for key in ("chosen", "rejected"))
@@ -113,6 +127,7 @@ def read_argilla(row: Row) -> Question:
 
 
 READERS: Final[Mapping[str, Reader]] = {
+    "questions": read_questions,
     "hh": read_hh,
     "webgpt": read_webgpt,
     "label-studio": read_label_studio,

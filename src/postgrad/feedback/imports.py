@@ -5,7 +5,7 @@ What is written is named by its content, so that an import that was cut off is s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any, Final, TypeVar
 
 from postgrad.data.readers import read_examples
 from postgrad.db.tables import LabelRow, RoundRow
-from postgrad.errors import ConfigError
+from postgrad.errors import ConfigError, DataError
 from postgrad.feedback.foreign import READERS, Judgement, Question
+from postgrad.feedback.gold import known_answer
 from postgrad.feedback.intake import MAX_MB, BadRow, BadRows, identifier, read_rows
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import RaterKind, Sample, Submission, content_id
@@ -41,6 +42,10 @@ class Settings:
     overlap: int = 1
     rater_kind: RaterKind = "human"
     max_mb: int = MAX_MB
+    gold: bool = False
+    """Judged comparisons become gold tasks, whose answers are known, instead of labels."""
+    skip_bad: bool = False
+    """Import the other rows where some are bad."""
 
 
 @dataclass(slots=True)
@@ -51,6 +56,9 @@ class Imported:
     labels: int = 0
     tasks: int = 0
     """New ones."""
+    skipped: int = 0
+    bad: tuple[str, ...] = ()
+    """What is wrong with the first of those."""
 
 
 def import_labels(store: LabelStore, path: Path, format_name: str, settings: Settings | None = None) -> Imported:
@@ -58,7 +66,7 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
 
     Raises:
         ConfigError: an unknown format, or a kind of task that the file's questions cannot become.
-        DataError: all rows that are bad, by line; nothing is written then.
+        DataError: all rows that are bad, by line, unless they are to be skipped; nothing is written then.
         StoreError: the store holds something else under the same name.
     """
     settings = settings or Settings()
@@ -66,11 +74,14 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
         raise ConfigError(f"--format {format_name!r} is not one of {', '.join(FORMAT_NAMES)}")
     if settings.kind not in (None, *TASK_KINDS):
         raise ConfigError(f"--kind {settings.kind!r} is not one of {', '.join(TASK_KINDS)}")
+    if settings.gold and format_name not in READERS:
+        raise ConfigError(f"--gold needs questions with their answers: --format {', '.join(READERS)}")
     if format_name == "native":
         checked = Checked()
-        rows = _check(path, settings.max_mb, checked.row)
-        restore(store, (row for _, row in read_rows(path, max_mb=settings.max_mb) if isinstance(row, dict)))
-        return Imported(rows, checked.num_labels)
+        done, bad = _check(path, settings, checked.row)
+        restore(store, _good_rows(path, settings, bad))
+        done.labels = checked.num_labels
+        return done
     try:
         identifier(settings.round_id, "--round")
     except BadRow as e:
@@ -82,10 +93,10 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
     return _Questions(store, path, format_name, settings).run()
 
 
-def _check(path: Path, max_mb: int, check: Any) -> int:
-    """Put every row to a check; how many there are."""
+def _check(path: Path, settings: Settings, check: Any) -> tuple[Imported, set[int]]:
+    """Put every row to a check; how many are good, and the lines of the others."""
     bad, total = BadRows(path), 0
-    for line, row in read_rows(path, max_mb=max_mb):
+    for line, row in read_rows(path, max_mb=settings.max_mb):
         total += 1
         try:
             if isinstance(row, BadRow):
@@ -93,8 +104,16 @@ def _check(path: Path, max_mb: int, check: Any) -> int:
             check(row, line)
         except BadRow as e:
             bad.add(line, e)
-    bad.check(total)
-    return total
+    bad.check(total, skip=settings.skip_bad)
+    num = len(bad.lines)
+    return Imported(total - num, skipped=num, bad=tuple(bad.listed)), bad.lines
+
+
+def _good_rows(path: Path, settings: Settings, bad: set[int]) -> Iterator[dict[str, Any]]:
+    for line, row in read_rows(path, max_mb=settings.max_mb):
+        if line not in bad:
+            assert isinstance(row, dict), "the file changed while it was read"
+            yield row
 
 
 def _import_prompts(store: LabelStore, path: Path, settings: Settings) -> Imported:
@@ -106,7 +125,9 @@ def _import_prompts(store: LabelStore, path: Path, settings: Settings) -> Import
         if "id" in row:
             identifier(row["id"], "id")
 
-    _check(path, settings.max_mb, named)
+    if settings.skip_bad:
+        raise ConfigError("--skip-bad does not go with --format prompts: mend the rows that it names")
+    _check(path, settings, named)
     examples = read_examples(path)
     store.add_prompts(examples)
     tasks = [NewTask(kind, example.id, overlap=settings.overlap) for example in examples]
@@ -127,8 +148,8 @@ class _Questions:
         self._said: dict[str, tuple[str, int]] = {}
 
     def run(self) -> Imported:
-        done = Imported(_check(self._path, self._settings.max_mb, self._row))
-        for batch in _batches(self._questions()):
+        done, bad = _check(self._path, self._settings, self._row)
+        for batch in _batches(map(self._read, _good_rows(self._path, self._settings, bad))):
             self._write(batch, done)
         return done
 
@@ -137,6 +158,8 @@ class _Questions:
         kind = self._settings.kind or "compare"
         if not question.judgements and kind in BETWEEN and len(question.answers) < 2:
             raise BadRow("one answer, and no judgement: there is nothing to compare; use --kind edit")
+        if self._settings.gold:
+            _gold_answer(question)
         for judgement in question.judgements:
             axes = sorted(judgement.value.get("axes", ()))
             about = content_id(question.prompt_id, question.answers, judgement.answer, judgement.rater, axes)
@@ -145,16 +168,14 @@ class _Questions:
             if said != value:
                 raise BadRow(f"the same rater judged the same answers otherwise in line {first}")
 
-    def _questions(self) -> Iterator[Question]:
-        for _, row in read_rows(self._path, max_mb=self._settings.max_mb):
-            assert isinstance(row, dict), "the file changed while it was read"
-            yield self._read(row)
-
     def _write(self, questions: Sequence[Question], done: Imported) -> None:
         store, round_id = self._store, self._settings.round_id
         store.add_prompts({q.prompt_id: Example(q.prompt_id, q.prompt) for q in questions}.values())
         samples = [[self._sample(q.prompt_id, answer) for answer in q.answers] for q in questions]
         store.add_samples(sample for own in samples for sample in own)
+        if self._settings.gold:
+            done.tasks += self._add_gold(questions, samples)
+            return
         raters = {self._rater(judgement) for q in questions for judgement in q.judgements}
         store.add_raters(self._settings.rater_kind, {rater: {"source": self._source} for rater in sorted(raters)})
         asked = [i for i, q in enumerate(questions) if len(q.answers) > 1]
@@ -169,6 +190,16 @@ class _Questions:
             for task in self._tasks(q, comparisons.get(i), samples[i])
         ]
         done.tasks += LabelQueue(store).add(tasks, round_id=round_id)
+
+    def _add_gold(self, questions: Sequence[Question], samples: Sequence[Sequence[Sample]]) -> int:
+        round_id = self._settings.round_id
+        groups = [[sample.id for sample in own] for own in samples]
+        asked = self._store.ask(groups, purpose="gold", round_id=round_id)
+        tasks = [
+            NewTask("compare" if len(q.answers) == 2 else "rank", comparison_id, answer=_gold_answer(q))
+            for q, comparison_id in zip(questions, asked, strict=True)
+        ]
+        return LabelQueue(self._store).add(tasks, round_id=round_id)
 
     def _label(
         self, questions: Sequence[Question], comparisons: dict[int, str], samples: Sequence[Sequence[Sample]]
@@ -230,6 +261,15 @@ class _Questions:
 
     def _rater(self, judgement: Judgement) -> str:
         return f"{self._stem}-{judgement.rater}" if judgement.rater else self._stem
+
+
+def _gold_answer(question: Question) -> Mapping[str, Any]:
+    if any(judgement.answer is not None for judgement in question.judgements):
+        raise BadRow("a gold question compares or ranks answers; this one rates them")
+    try:
+        return known_answer([judgement.value for judgement in question.judgements])
+    except DataError as e:
+        raise BadRow(str(e)) from None
 
 
 def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -41,22 +41,27 @@ class BadRows:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._listed: list[str] = []
-        self._num = 0
+        self.lines: set[int] = set()
 
     def add(self, line: int, why: BadRow) -> None:
-        self._num += 1
-        if self._num <= _MAX_LISTED:
+        self.lines.add(line)
+        if len(self.lines) <= _MAX_LISTED:
             self._listed.append(f"line {line}: {why}")
 
-    def check(self, total: int) -> None:
-        """Raise DataError where there were any, or no rows at all."""
+    @property
+    def listed(self) -> list[str]:
+        """What is wrong with the first few, and how many more there are."""
+        more = len(self.lines) - len(self._listed)
+        return [*self._listed, *([f"and {more} more"] if more else [])]
+
+    def check(self, total: int, *, skip: bool) -> None:
+        """Raise DataError where there were no good rows, or, unless they are to be skipped, any bad ones."""
         if not total:
             raise DataError(f"{str(self._path)!r} holds no rows; give it at least one")
-        if self._num:
-            more = [f"and {self._num - _MAX_LISTED} more"] if self._num > _MAX_LISTED else []
-            listed = "; ".join([*self._listed, *more])
+        if self.lines and not (skip and len(self.lines) < total):
             raise DataError(
-                f"{str(self._path)!r}: mend or remove {self._num} of {total} rows, nothing was imported: {listed}"
+                f"{str(self._path)!r}: mend or remove {len(self.lines)} of {total} rows, nothing was imported: "
+                + "; ".join(self.listed)
             )
 
 

@@ -83,8 +83,8 @@ async def judge_comparisons(
 ) -> JudgeSummary:
     """Ask a judge about comparisons of two answers, in both orders, and store each verdict as it comes.
 
-    Asks only what this rater has not answered, so that the same call goes on where another was killed. A label's
-    rationale is all that the judge wrote.
+    Asks only what this rater has not answered, so that the same call goes on where another was killed; of two calls at
+    the same time, the first verdict on a question counts. A label's rationale is all that the judge wrote.
 
     Args:
         store: of the comparisons.
@@ -116,7 +116,7 @@ async def judge_comparisons(
             submission = _submission(comparison.id, rater_id, order, verdict, milliseconds)
             silent.append(submission)
             if verdict.raw is not None:
-                store.answer(silent)
+                store.answer(silent, first_wins=True)
                 silent.clear()
             elif len(silent) >= MAX_SILENT:
                 raise EngineError(
@@ -132,7 +132,7 @@ async def judge_comparisons(
                 group.create_task(work())
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    store.answer(silent)
+    store.answer(silent, first_wins=True)
     return summarise(store, rater_id, comparisons)
 
 

@@ -29,6 +29,7 @@ from postgrad.feedback import bias
 from postgrad.feedback.agreement import Grade
 from postgrad.feedback.competence import competence, dawid_skene
 from postgrad.feedback.intervals import Estimate
+from postgrad.feedback.kinds import Scale, given_labels, scales, timings
 from postgrad.feedback.records import RATER_KINDS, Judged, Purpose, RaterKind
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.values import Kind
@@ -72,7 +73,7 @@ class RaterQuality:
     """Share of swapped repeats answered alike."""
     median_ms: float | None = None
     too_fast: float | None = None
-    """Share of timed answers; None where no limit is set."""
+    """Share of timed answers of every kind; None where no limit is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ class Quality:
     """Comparisons and rankings that were answered."""
     agreement: tuple[Agreement, ...]
     raters: tuple[RaterQuality, ...]
+    scales: tuple[Scale, ...] = ()
+    """Of ratings, reviews and red teaming."""
 
 
 def quality(
@@ -110,7 +113,9 @@ def quality(
         kinds: dict[str, RaterKind] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
         labels, answers = _counts(session, round_id)
         gold = _gold(session, round_id)
-    judged, repeats = (_judged(store, round_id, repeats) for repeats in (False, True))
+        others = given_labels(session, round_id)
+    judged, repeats = (judgements(store, round_id=round_id, repeats=repeats) for repeats in (False, True))
+    timed = timings(others)
     sides: dict[str, list[Judged]] = {kind: [j for j in judged if j.rater_kind == kind] for kind in RATER_KINDS}
     signs = {side: agree.signs(given) for side, given in sides.items() if given}
     scored = [j.comparison for j in judged if rewards and all(s in rewards for s in j.comparison.sources)]
@@ -120,14 +125,18 @@ def quality(
     found += [_across(a, b, signs, sides, seed) for a, b in combinations(signs, 2)]
     raters: list[RaterQuality] = []
     for side in (side for side in sides if side in signs):
-        raters += _raters(sides[side], signs[side], repeats, too_fast_s, seed, answers, gold)
+        raters += _raters(sides[side], signs[side], repeats, timed, too_fast_s, seed, answers, gold)
     silent = [r for r in answers if r not in {one.rater_id for one in raters}]
-    raters += [RaterQuality(r, kinds[r], answers[r], *gold.get(r, (0, 0))) for r in silent]
+    raters += [
+        RaterQuality(r, kinds[r], answers[r], *gold.get(r, (0, 0)), too_fast=_haste(timed.get(r, []), too_fast_s))
+        for r in silent
+    ]
     return Quality(
         labels=labels,
         questions=len({j.preference.comparison_id for j in judged}),
         agreement=tuple(found),
         raters=tuple(sorted(raters, key=lambda r: (RATER_KINDS.index(r.kind), r.rater_id))),
+        scales=scales(others, seed=seed),
     )
 
 
@@ -157,6 +166,7 @@ def _raters(
     judged: Sequence[Judged],
     signs: Sequence[Grade],
     repeats: Sequence[Judged],
+    timed: Mapping[str, list[bias.Timing]],
     too_fast_s: float,
     seed: int,
     answers: Mapping[str, int],
@@ -186,13 +196,18 @@ def _raters(
                 length=bias.length_slope(made),
                 consistency=bias.self_consistency(own, again.get(rater_id, ())),
                 median_ms=bias.median_milliseconds(own),
-                too_fast=bias.too_fast(own, too_fast_s) if too_fast_s else None,
+                too_fast=_haste([*bias.timings(own), *timed.get(rater_id, [])], too_fast_s),
             )
         )
     return found
 
 
-def _judged(store: LabelStore, round_id: str | None, repeats: bool) -> list[Judged]:
+def _haste(timed: Sequence[bias.Timing], too_fast_s: float) -> float | None:
+    return bias.too_fast(timed, too_fast_s) if too_fast_s else None
+
+
+def judgements(store: LabelStore, *, round_id: str | None = None, repeats: bool = False) -> list[Judged]:
+    """The comparisons and rankings that `quality` looks at."""
     return [
         j
         for purpose in PURPOSES

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Column, Table
 
 from postgrad.feedback.intervals import Estimate
+from postgrad.feedback.kinds import Scale
 from postgrad.feedback.quality import Quality
+from postgrad.feedback.slices import By, Slice
 
 MEASURES = {
     "raw": "raw",
@@ -41,24 +45,44 @@ def quality_tables(found: Quality) -> list[Table]:
             rater.kind,
             str(rater.answers),
             f"{rater.gold_right} of {rater.gold}" if rater.gold else "",
-            _percent(rater.agreement),
-            _percent(rater.accuracy),
+            percent(rater.agreement),
+            percent(rater.accuracy),
             _number(rater.weight),
         )
         habits.add_row(
             rater.rater_id,
-            _percent(rater.position),
+            percent(rater.position),
             _number(rater.length),
-            _percent(rater.consistency),
+            percent(rater.consistency),
             "" if rater.median_ms is None else f"{rater.median_ms / 1000:.1f}",
             "" if rater.too_fast is None else f"{rater.too_fast:.0%}",
         )
-    return [kinds, agreement, skill, habits]
+    others = [_scale_table(found.scales)] if found.scales else []
+    return [kinds, agreement, *others, skill, habits]
+
+
+def slice_table(found: Sequence[Slice], by: By) -> Table:
+    chance = "Cohen's \u03ba with the others" if by == "rater" else "Krippendorff's \u03b1"
+    columns = (by, "raters", Column("labels", justify="right"), "raw [95%]", f"{chance} [95%]")
+    table = Table(*columns, title=f"Agreement by {by}")
+    for one in found:
+        table.add_row(one.name, one.raters, str(one.labels), _number(one.raw), _number(one.kappa))
+    return table
+
+
+def _scale_table(found: Sequence[Scale]) -> Table:
+    columns = ("kind", "scale", "raters", "raw [95%]", "Krippendorff's \u03b1 [95%]", Column("asked", justify="right"))
+    table = Table(*columns, title="Agreement on ratings, reviews and red teaming")
+    for scale in found:
+        num = str(scale.raw.num) if scale.raw else ""
+        alpha = f"{_number(scale.alpha)} {scale.level}" if scale.alpha else ""
+        table.add_row(scale.kind, scale.name, scale.raters, _number(scale.raw), alpha, num)
+    return table
 
 
 def _number(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def _percent(estimate: Estimate | None) -> str:
+def percent(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"

@@ -315,17 +315,15 @@ class LabelQueue:
             scores: uncertainty by comparison id, from 0 (sure) to 1; what is not named keeps its priority.
 
         Returns:
-            Waiting tasks that got a new priority, 0 to 100.
+            Waiting tasks whose priority, 0 to 100, is another now.
         """
         changed = 0
         with self.store.writing() as session:
             for comparison_id, score in scores.items():
+                turn = -round(100 * min(1.0, max(0.0, score)))
+                asked = TaskRow.comparison_id == comparison_id, TaskRow.kind.in_(("compare", "rank"))
                 result = session.execute(
-                    update(TaskRow)
-                    .where(
-                        TaskRow.comparison_id == comparison_id, TaskRow.free > 0, TaskRow.kind.in_(("compare", "rank"))
-                    )
-                    .values(turn=-round(100 * min(1.0, max(0.0, score))))
+                    update(TaskRow).where(*asked, TaskRow.free > 0, TaskRow.turn != turn).values(turn=turn)
                 )
                 changed += getattr(result, "rowcount", 0)
         return changed
@@ -375,7 +373,8 @@ class LabelQueue:
         """Pause an account that fails its examination or too many gold tasks later."""
         session.flush()
         mine = and_(AssignmentRow.rater_id == rater_id, AssignmentRow.gold, AssignmentRow.state == "submitted")
-        results = session.scalars(select(AssignmentRow.correct).where(mine)).all()
+        asked = select(AssignmentRow.correct).join(TaskRow, TaskRow.id == AssignmentRow.task_id)
+        results = session.scalars(asked.where(mine, TaskRow.state != "closed")).all()
         right, num = sum(map(bool, results)), len(results)
         failed = num == self.config.exam_tasks and right < self.config.exam_pass * num
         slipped = num >= self.config.pause_after and right < self.config.pause_below * num

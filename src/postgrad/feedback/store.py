@@ -119,8 +119,12 @@ class LabelStore:
             self.insert(session, ComparisonAnswerRow, answers)
         return ids
 
-    def answer(self, submissions: Iterable[Submission]) -> None:
+    def answer(self, submissions: Iterable[Submission], *, first_wins: bool = False) -> None:
         """Store preferences; the same client key again, with the same content, changes nothing.
+
+        Args:
+            submissions: each under a key of its own.
+            first_wins: the same key again, with other content, changes nothing either.
 
         Raises:
             StoreError: also when a rater has already answered that question in that order under another key.
@@ -139,10 +143,15 @@ class LabelStore:
             for keys in _batches(list(wanted)):
                 for stored in session.scalars(select(LabelRow).where(LabelRow.client_key.in_(keys))):
                     row = wanted.pop(stored.client_key)
+                    if first_wins:
+                        continue
                     if stored.undone_at is not None or any(getattr(stored, c) != v for c, v in row.items()):
                         raise StoreError(
                             f"client key {stored.client_key!r} names another answer, or an undone one; use a new key"
                         )
+            if first_wins:
+                self.insert(session, LabelRow, list(wanted.values()))
+                return
             now = datetime.now(UTC)
             session.add_all(LabelRow(**row, created_at=now) for row in wanted.values())
             try:
@@ -260,6 +269,13 @@ class LabelStore:
         with self.reading() as session:
             for row in session.scalars(query).yield_per(_BATCH):
                 yield codec.sample_from_row(row)
+
+    def samples_of(self, ids: Collection[str]) -> Iterator[Sample]:
+        """Those of these that the store holds, by id."""
+        with self.reading() as session:
+            for batch in _batches(sorted(ids)):
+                rows = session.scalars(select(SampleRow).where(SampleRow.id.in_(batch)).order_by(SampleRow.id))
+                yield from map(codec.sample_from_row, rows)
 
     def edits(self) -> Iterator[Edit]:
         """Standing ones, in the order of their submission."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,7 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines or one JSON list, perhaps gzipped.")],
     format_: Annotated[
-        str, typer.Option("--format", help="native, prompts, hh, webgpt, label-studio or argilla.")
+        str, typer.Option("--format", help="native, prompts, questions, hh, webgpt, label-studio or argilla.")
     ] = "native",
     db: Database = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -84,6 +85,12 @@ def import_(
     ] = None,
     overlap: Annotated[int, typer.Option(min=1, help="Different people who are to answer each task.")] = 1,
     rater_kind: Annotated[str, typer.Option(help="Who judged: human, simulated or model.")] = "human",
+    gold: Annotated[
+        bool, typer.Option("--gold", help="Judged questions become gold tasks, on which nothing is ever trained.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Import the good rows where some are bad, and end with exit code 1.")
+    ] = False,
     max_mb: Annotated[int, typer.Option(min=1, help="Refuse a file that is longer once it is uncompressed.")] = 4096,
 ) -> None:
     """Read labels, or questions for the queue, from a file."""
@@ -94,8 +101,11 @@ def import_(
 
     if rater_kind not in RATER_KINDS:
         raise ConfigError(f"--rater-kind {rater_kind!r} is not one of {', '.join(RATER_KINDS)}")
-    wanted: Any = (round_, kind, overlap, rater_kind, max_mb)
+    wanted: Any = (round_, kind, overlap, rater_kind, max_mb, gold, skip_bad)
     console = Console()
     with open_store(workspace, db) as store, console.status("importing"):
         found = import_labels(store, source, format_, Settings(*wanted))
     console.print(f"{found.rows} rows: {found.labels} labels, {found.tasks} new tasks", markup=False, highlight=False)
+    if found.skipped:
+        sys.stderr.write("".join(f"{line}\n" for line in (f"{found.skipped} rows were left out:", *found.bad)))
+        raise typer.Exit(1)

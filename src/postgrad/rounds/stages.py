@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 
@@ -12,6 +13,8 @@ from postgrad.data.mixture import Mixture, split_of
 from postgrad.errors import DataError
 from postgrad.evals.calibration import pair_calibration
 from postgrad.feedback.agreement import label_summary
+from postgrad.feedback.competence import rater_weights
+from postgrad.feedback.raters import SimulatedRater
 from postgrad.feedback.records import Judged, Sample, Submission
 from postgrad.feedback.utility import utility
 from postgrad.graders.reward_model import RewardModelGrader
@@ -159,7 +162,7 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
         for n, comparison in enumerate(ctx.store.comparisons(purpose="train", round_id=ctx.round_id)):
             first, second = (by_id[i] for i in comparison.sources)
             for k in range(cfg.ratings_per_comparison):
-                rater = pool[(n * cfg.ratings_per_comparison + k) % len(pool)]
+                rater = _rater(pool, n, k)
                 order = (0, 1) if request_seed(_seed(ctx, "order"), comparison.id, k) % 2 else (1, 0)
                 preference = rater.compare(
                     comparison.id,
@@ -177,7 +180,9 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
 def reward_stage(ctx: Context, stage: Stage) -> None:
     """A reward model from the labels; refuses to go on with one that does no better than the recipe's bar."""
     cfg = ctx.recipe.reward
-    training, validation = _ranked(ctx)
+    decided = [j for j in ctx.store.preferences(purpose="train", round_id=ctx.round_id) if j.preference.tiers]
+    weights = rater_weights(decided)
+    training, validation = _ranked(ctx, decided, weights)
     run = RunDirectory(stage.directory, _seed(ctx, "reward"))
     torch.manual_seed(run.seed(0, "init"))
     model = ctx.load("sft", heads=("reward",))
@@ -198,7 +203,11 @@ def reward_stage(ctx: Context, stage: Stage) -> None:
     stage.add_tokens(
         trained=trainer.trained_tokens, scored=sum(len(a) for g in (*training, *validation) for a in g.answers)
     )
-    stage.summary = summary | {"baseline_length_accuracy": max(shorter, 1 - shorter), "train_prompts": len(training)}
+    stage.summary = summary | {
+        "baseline_length_accuracy": max(shorter, 1 - shorter),
+        "train_prompts": len(training),
+        "rater_weights": weights,
+    }
     if summary["accuracy_high"] < cfg.min_accuracy:
         raise DataError(
             f"the reward model is right on {summary['accuracy']:.0%} of held-out comparisons, below "
@@ -277,14 +286,32 @@ def _labelled_examples(ctx: Context) -> list[Example]:
     return read_splits(ctx.source, ctx.recipe.data.system)["rm"][: ctx.recipe.labels.num_prompts]
 
 
-def _ranked(ctx: Context) -> tuple[list[Ranked], list[Ranked]]:
-    """Labels as token ids, by prompt: (training, validation), split by the prompt's hash."""
+def _rater(pool: Sequence[SimulatedRater], comparison: int, place: int) -> SimulatedRater:
+    """Who answers a comparison in this place: everybody in turn, and in time together with everybody else.
+
+    Of two who only ever answer the same questions, nobody could tell which one is careless.
+    """
+    others = len(pool) - 1
+    step = 1 + (place - 1 + comparison // len(pool)) % others if place else 0
+    return pool[(comparison + step) % len(pool)]
+
+
+def _ranked(ctx: Context, decided: Sequence[Judged], weights: Mapping[str, float]) -> tuple[list[Ranked], list[Ranked]]:
+    """Labels as token ids, by prompt: (training, validation), split by the prompt's hash.
+
+    Args:
+        ctx: of the round.
+        decided: its preferences without abstentions, which are no ties.
+        weights: of the raters; a label counts its own weight times its rater's.
+
+    Raises:
+        DataError: there is nothing to train on, or nothing to check it with.
+    """
     examples = {e.id: e for e in _labelled_examples(ctx)}
     samples = {s.id: s for s in ctx.store.samples(round_id=ctx.round_id, stage="sft")}
     by_prompt: dict[str, list[Judged]] = {}
-    for judged in ctx.store.preferences(purpose="train", round_id=ctx.round_id):
-        if judged.preference.tiers:  # an abstention is no tie
-            by_prompt.setdefault(judged.prompt_id, []).append(judged)
+    for judged in decided:
+        by_prompt.setdefault(judged.prompt_id, []).append(judged)
     parts: dict[str, list[Ranked]] = {"train": [], "validation": []}
     for prompt_id in sorted(by_prompt):
         prompt = ctx.renderer.render_prompt(examples[prompt_id].prompt)
@@ -296,7 +323,8 @@ def _ranked(ctx: Context) -> tuple[list[Ranked], list[Ranked]]:
             better, worse = (first, second) if not pairs or pairs[0] == (0, 1) else (second, first)
             grade = max(0, (j.preference.strength or 1) - 1)
             margin = ctx.recipe.reward.margin_per_grade * grade
-            verdicts.append(Verdict(better, worse, tie=not pairs, weight=j.preference.weight, margin=margin))
+            weight = j.preference.weight * weights[j.preference.rater_id]
+            verdicts.append(Verdict(better, worse, tie=not pairs, weight=weight, margin=margin))
         answers = tuple((*prompt, *samples[source].token_ids) for source in sources)
         part = split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
         parts[part].append(Ranked(len(prompt), answers, tuple(verdicts)))
