@@ -68,6 +68,11 @@ class CompareForm:
         with ui.element("div").classes("pg-sides"):
             for side, text in zip("AB", self._task.answers, strict=True):
                 answer_card(side, text)
+        if self._task.votes:
+            with ui.card().classes("pg-answer"):
+                ui.label("What the others said").classes("pg-side")
+                for vote in self._task.votes:
+                    ui.label(vote.said + (f": \u201c{vote.remark}\u201d" if vote.remark else "")).classes("pg-vote")
         with ui.row().classes("pg-grades"):
             for key, label in (*GRADES, (BOTH_BAD, "Both bad"), (CANNOT_JUDGE, "Cannot judge")):
                 self._buttons[key] = ui.button(on_click=lambda key=key: self.press(key)).props("outline no-caps dense")

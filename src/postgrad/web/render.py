@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import html
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -20,6 +20,7 @@ MAX_RENDERED = 50_000
 """Characters from which on a text is shown as it is: nobody needs the headings of a book, and a browser must live."""
 
 
+@lru_cache(maxsize=64)
 def to_html(text: str) -> str:
     """Tags in the text are shown, not obeyed; images are links that load nothing."""
     if len(text) > MAX_RENDERED:
