@@ -153,7 +153,7 @@ def visible(session: Session, by: Account) -> Any:
 def names_of(session: Session, rater_ids: set[str], by: Account) -> Mapping[str, str]:
     """What the reader calls raters; those without an account go by their id."""
     if not sees_names(by):
-        return {rater_id: rater_id for rater_id in rater_ids}
+        return {rater_id: by.name if rater_id == by.id else rater_id for rater_id in rater_ids}
     accounts = session.execute(select(AccountRow.rater_id, AccountRow.name).where(AccountRow.rater_id.in_(rater_ids)))
     return {rater_id: rater_id for rater_id in rater_ids} | {row.rater_id: row.name for row in accounts}
 

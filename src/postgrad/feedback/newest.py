@@ -49,7 +49,7 @@ def newest(
             if len(found) > limit:
                 return found[:limit], found[limit - 1]
             if time.monotonic() > deadline:
-                return found, batch[-1]
+                return found, batch[-1] if batch[-1] > 1 else None
         top, width = bottom, min(2 * width, _WIDEST)
         if top > 1 and time.monotonic() > deadline:
             return found, top

@@ -30,11 +30,8 @@ def roster(people: People, *, by: Account) -> list[Member]:
     """
     with people.store.reading() as session:
         authorised(session, by, "manage_people")
-        answers = dict(
-            session.execute(
-                select(LabelRow.rater_id, func.count()).where(LabelRow.undone_at.is_(None)).group_by(LabelRow.rater_id)
-            ).tuples()
-        )
+        standing = select(LabelRow.rater_id, func.count()).where(LabelRow.undone_at.is_(None))
+        answers = {row[0]: row[1] for row in session.execute(standing.group_by(LabelRow.rater_id))}
         gold = select(AssignmentRow.rater_id, AssignmentRow.correct, func.count()).where(
             AssignmentRow.gold, AssignmentRow.state == "submitted"
         )
@@ -42,7 +39,7 @@ def roster(people: People, *, by: Account) -> list[Member]:
         for rater_id, correct, num in session.execute(gold.group_by(AssignmentRow.rater_id, AssignmentRow.correct)):
             judged.setdefault(rater_id, {})[bool(correct)] = num
         open_until = select(TokenRow.rater_id, func.count()).where(TokenRow.expires_at > datetime.now(UTC))
-        sessions = dict(session.execute(open_until.group_by(TokenRow.rater_id)).tuples())
+        sessions = {row[0]: row[1] for row in session.execute(open_until.group_by(TokenRow.rater_id))}
     return [
         Member(
             account=account,

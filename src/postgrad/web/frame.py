@@ -121,8 +121,8 @@ def header(visitor: Visitor, here: str) -> Iterator[None]:
                     link = ui.link(name, address).classes("pg-link")
                     if address == here:
                         link.props("aria-current=page")
-        yield
-        ui.space()
+        with ui.element("div").classes("pg-tools"):
+            yield
         if not visitor.local:
             ui.label(account.name).classes("pg-count")
             out = ui.button("Sign out").props("flat dense no-caps color=inherit")

@@ -179,11 +179,14 @@ class LabelPage:
             await self.next()
 
     async def show_guidelines(self) -> None:
-        found = await run.io_bound(self._queue.guideline)
+        found = await self._ask(lambda: self._queue.guideline() or (0, "There are none yet."))
+        if found is None:
+            return
+        version, text = found
         self._guidelines.clear()
         with self._guidelines, ui.card().classes("pg-guidelines"):
-            ui.label("Guidelines" if found is None else f"Guidelines, version {found[0]}").classes("pg-side")
-            ui.html(to_html("There are none yet." if found is None else found[1]), sanitize=True).classes("pg-text")
+            ui.label(f"Guidelines, version {version}" if version else "Guidelines").classes("pg-side")
+            ui.html(to_html(text), sanitize=True).classes("pg-text")
         self._guidelines.open()
 
     def _show_keys(self) -> None:

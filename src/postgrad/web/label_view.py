@@ -24,6 +24,8 @@ class LabelView:
         main = self._frame.build()
         found: Opened | None = await self._frame.ask(None, open_label, self._store, self._label_id)
         if found is None:
+            with main:
+                ui.link("All labels", "/labels").classes("pg-link pg-nothing")
             return
         texts = list(dict.fromkeys(_texts(found)))
         shown = dict(zip(texts, await rendered(texts), strict=True))

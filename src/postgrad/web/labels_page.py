@@ -44,6 +44,8 @@ class LabelsPage:
         main = self._frame.build()
         got = await self._frame.ask(None, self._read)
         if got is None:
+            with main:
+                ui.link("All labels", HERE).classes("pg-link pg-nothing")
             return
         found, older, options = got
         with main:

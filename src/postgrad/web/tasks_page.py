@@ -58,7 +58,7 @@ class TasksPage:
         self._confirm = ui.dialog()
         with self._frame.build():
             self._form = ui.element("div").classes("pg-filters").props("role=search")
-            self._tools = ui.row().classes("items-center pg-tools")
+            self._tools = ui.row().classes("items-center")
             self._list = ui.column().classes("w-full")
         await self._refresh()
 
