@@ -2,7 +2,7 @@
 
 Who may `read` sees everybody's labels, others their own alone. Answers keep their blinding where it still matters:
 a labeler never learns which model wrote what, nor which questions are gold or repeats; and what others said about the
-question in somebody's hands is kept from them until they have answered it. Names of raters are for who may see their
+question in a reviewer's hands is kept from them until they have answered it. Names of raters are for who may see their
 quality.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import Select, Text, and_, cast, exists, func, or_, select, true
+from sqlalchemy import Select, Text, and_, cast, func, literal, or_, select, true
 from sqlalchemy.orm import Session
 
 from postgrad.db.tables import (
@@ -145,6 +145,8 @@ def visible(session: Session, by: Account) -> Any:
     if not sees_all(by):
         by.require("label")
         return mine
+    if "manage_tasks" in by.permissions:
+        return true()
     held = select(TaskRow.prompt_id).join(AssignmentRow, AssignmentRow.task_id == TaskRow.id)
     in_hand = session.scalar(held.where(AssignmentRow.rater_id == by.id, AssignmentRow.state == "leased"))
     return true() if in_hand is None else or_(mine, LabelRow.prompt_id != in_hand)
@@ -223,13 +225,17 @@ def _mentioning(session: Session, needle: str) -> Any:
     def holds(column: Any, pattern: str) -> Any:
         return getattr(column, like)(pattern, escape="!")
 
+    def any_of(*conditions: Any) -> Any:
+        # No EXISTS: PostgreSQL would look through all texts there are, to hash those that match.
+        return select(literal(1)).where(*conditions).limit(1).scalar_subquery().is_not(None)
+
     one, side = SampleRow.__table__.alias(), SampleRow.__table__.alias()
     return or_(
         holds(LabelRow.rationale, plain),
         holds(cast(LabelRow.value, Text), stored),
-        exists().where(PromptRow.id == LabelRow.prompt_id, holds(cast(PromptRow.conversation, Text), stored)),
-        exists().where(one.c.id == LabelRow.sample_id, holds(one.c.text, plain)),
-        exists().where(
+        any_of(PromptRow.id == LabelRow.prompt_id, holds(cast(PromptRow.conversation, Text), stored)),
+        any_of(one.c.id == LabelRow.sample_id, holds(one.c.text, plain)),
+        any_of(
             ComparisonAnswerRow.comparison_id == LabelRow.comparison_id,
             side.c.id == ComparisonAnswerRow.sample_id,
             holds(side.c.text, plain),

@@ -93,7 +93,10 @@ def open_label(store: LabelStore, label_id: int, *, by: Account) -> Opened:
         seen = browse.visible(session, by)
         label = session.scalars(select(LabelRow).where(LabelRow.id == label_id, seen)).first()
         if label is None:
-            raise DataError(f"there is no label {label_id} that you may see now")
+            raise DataError(
+                f"there is no label {label_id} that you may see now; if it is about the question that you hold, "
+                "answer or skip that first"
+            )
         (line,) = browse.lines(session, [label_id], by)
         task = session.get(TaskRow, label.task_id) if label.task_id is not None else None
         assignment = session.get(AssignmentRow, label.assignment_id) if label.assignment_id is not None else None

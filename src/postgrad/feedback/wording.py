@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+SHOWN: Final = 120
+"""Characters of a text that stand for it."""
 STRENGTHS: Final[Mapping[int, str]] = {1: "slightly better", 2: "better", 3: "much better"}
 
 
@@ -33,7 +35,8 @@ def in_words(kind: str, value: Mapping[str, Any], order: Sequence[int] = ()) -> 
     if "turns" in value:
         turns = f"{len(value['turns'])} turns"
         return turns + (f", severity {value['severity']}" if "severity" in value else "")
-    return " ".join(value["text"].split())[:120]
+    written = " ".join(value["text"].split())
+    return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."
 
 
 def _ordering(value: Mapping[str, Any], order: Sequence[int]) -> str:

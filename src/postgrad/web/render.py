@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import html
 import re
+from collections import Counter
 from functools import cache, lru_cache
 from typing import Any
 
@@ -18,8 +19,8 @@ from pygments.util import ClassNotFound
 
 MAX_RENDERED = 50_000
 """Characters from which on a text is shown as it is: nobody needs the headings of a book, and a browser must live."""
-MAX_COMPARED = 1_000_000
-"""Pairs of words that a diff looks at: three seconds at the worst."""
+MAX_ALIKE = 100_000
+"""Pairs of equal words that a diff chooses among: some seconds at the worst."""
 
 
 @lru_cache(maxsize=64)
@@ -39,7 +40,7 @@ def diff_html(before: str, after: str) -> str:
     kept = "".join(old[:head]), "".join(old[len(old) - tail :])
     old, new = old[head : len(old) - tail], new[head : len(new) - tail]
     for pattern in (r"[^\n]*\n|[^\n]+", r"(?s).+"):
-        if len(old) * len(new) > MAX_COMPARED:
+        if _alike(old, new) > MAX_ALIKE:
             old, new = (_pieces("".join(part), pattern) for part in (old, new))
     pieces = []
     for tag, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
@@ -54,6 +55,12 @@ def diff_html(before: str, after: str) -> str:
 
 def _pieces(text: str, pattern: str) -> list[str]:
     return re.findall(pattern, text)
+
+
+def _alike(old: list[str], new: list[str]) -> int:
+    """Pairs of equal pieces."""
+    counts = Counter(new)
+    return sum(counts[piece] for piece in old)
 
 
 def _common(old: list[str], new: list[str]) -> int:

@@ -127,6 +127,7 @@ class TasksPage:
 
     async def _ask_first(self, name: str, **change: Any) -> None:
         """Change what is ticked at once, everything that matches after a question."""
+        self._frame.say("")
         if self._scope.value == "ticked":
             ticked = [row["id"] for row in self._table.selected] if self._table is not None else []
             if ticked:
@@ -160,7 +161,7 @@ class TasksPage:
         num = await self._frame.ask("manage_tasks", change_tasks, self._store, which, **change)
         if num is not None:
             await self._refresh()
-            self._frame.say(f"{num:,} tasks changed." if num else "They were so already.", "positive")
+            self._frame.say(f"Changed: {num:,}." if num else "They were so already.", "positive")
 
 
 _LABELS_OF: Final = """
