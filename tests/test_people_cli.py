@@ -14,7 +14,7 @@ from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import EventRow
 from postgrad.errors import AccessError
 from postgrad.feedback import passwords
-from postgrad.feedback.people import People
+from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.store import LabelStore
 
 Capture = pytest.CaptureFixture[str]
@@ -105,3 +105,12 @@ def test_mistakes_are_one_sentence(capsys: Capture, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert "12 to 256 characters" in refused(capsys, "people", "add", "Ada")
     assert "is not a URL" in refused(capsys, "people", "list", "--db", "labels.db")
+
+
+def test_a_role_is_changed_where_an_admin_remains(capsys: Capture, people: People) -> None:
+    run(capsys, "people", "add", "Ada")
+    assert run(capsys, "people", "role", "Ada", "reviewer") == "Ada is reviewer from now on\n"
+    assert people.find("Ada").role == "reviewer"
+    assert "not one of admin, lead" in refused(capsys, "people", "role", "Ada", "emperor")
+    people.change_role(people.find("Ada").id, "admin", by=OPERATOR)
+    assert "last admin" in refused(capsys, "people", "role", "Ada", "labeler")

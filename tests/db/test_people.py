@@ -406,3 +406,27 @@ def test_each_role_may_what_the_table_says() -> None:
     assert MAY["reader"] < MAY["reviewer"] < MAY["lead"] < MAY["admin"]
     assert MAY["labeler"] < MAY["reviewer"]
     assert not MAY["labeler"] & MAY["reader"]
+
+
+def test_a_lead_signs_people_out_everywhere_and_withdraws_invitations(people: People) -> None:
+    lead, ada = add(people, "Lea", "lead"), add(people, "Ada")
+    session, token = people.sign_in("Ada", PASSWORD), people.make_token("laptop", "labeler", 1, by=ada)
+    own = people.sign_in("Lea", PASSWORD)
+    assert people.end_sessions(ada.id, by=lead) == 2
+    for ended in (session, token):
+        with pytest.raises(AccessError):
+            people.who(ended)
+    assert people.who(own) == lead
+    invitation = people.invite("labeler", by=lead)
+    people.end_sessions(next(a.id for a in people.everyone() if a.state == "invited"), by=lead)
+    with pytest.raises(AccessError):
+        people.accept(invitation, "Eve", PASSWORD)
+    with pytest.raises(AccessError):
+        people.end_sessions(lead.id, by=ada)
+
+
+def test_who_is_erased_gets_no_other_role(people: People) -> None:
+    ada = add(people, "Ada")
+    people.erase(ada.id, keep_labels=True, by=OPERATOR)
+    with pytest.raises(DataError, match="erased"):
+        people.change_role(ada.id, "lead", by=OPERATOR)

@@ -26,9 +26,13 @@ from postgrad.db.tables import AccountRow, AssignmentRow, EventRow, LabelRow, Ta
 from postgrad.errors import DataError, StaleError, StoreError
 from postgrad.feedback import audit
 from postgrad.feedback.choose import REPEAT_DISTANCE
+from postgrad.feedback.people import OPERATOR
 from postgrad.feedback.queue import SKIPS_TO_PAUSE, LabelQueue
+from postgrad.feedback.records import Submission
 from postgrad.feedback.store import LabelStore
-from postgrad.feedback.tasks import Assigned, NewTask, Nothing
+from postgrad.feedback.task_list import change_tasks
+from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Vote
+from postgrad.types import Preference
 
 
 def task_rows(store: LabelStore) -> list[TaskRow]:
@@ -201,7 +205,7 @@ def test_a_task_that_nobody_wants_waits_for_a_lead(url: str) -> None:
         for person in PEOPLE[:SKIPS_TO_PAUSE]:
             queue.skip(claim(queue, person).id, person, "broken")
         assert isinstance(queue.claim(PEOPLE[SKIPS_TO_PAUSE]), Nothing)
-        queue.set_state([1], "open", actor="lead")
+        change_tasks(store, [1], state="open", by=OPERATOR)
         assert claim(queue, PEOPLE[SKIPS_TO_PAUSE]).task_id == 1
 
 
@@ -255,6 +259,22 @@ def test_disputed_comparisons_get_one_more_person_and_then_an_adjudicator(url: s
         assert isinstance(ruling, Assigned)
         queue.submit(ruling.id, "dee", shown(ruling, A_BETTER), client_key="ruling")
         assert [t.kind for t in task_rows(store)] == ["compare", "compare", "adjudicate"]
+
+
+def test_an_adjudicator_reads_what_the_others_said_and_not_who_they_are(url: str) -> None:
+    with LabelStore(url) as store:
+        queue = queue_of(store, 1, overlap=2, config=plain(max_overlap=2))
+        for person, value in (("bob", B_BETTER), ("ada", A_BETTER)):
+            got = claim(queue, person)
+            assert got.votes == ()
+            queue.submit(got.id, person, shown(got, value), client_key=got.id, rationale=" yes ")
+        comparison_id = task_rows(store)[0].comparison_id
+        assert comparison_id is not None
+        store.add_raters("model", {"judge": {}})
+        store.answer([Submission(Preference(comparison_id, "judge", ((0,), (1,)), 3), (0, 1))])
+        ruling = queue.claim("dee", kinds=("adjudicate",))
+        assert isinstance(ruling, Assigned)
+        assert ruling.votes == (Vote("A better", "yes"), Vote("B better", "yes"))
 
 
 def test_a_majority_is_no_dispute(url: str) -> None:

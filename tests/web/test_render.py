@@ -57,3 +57,13 @@ def test_nothing_that_a_model_writes_becomes_a_dangerous_tag(text: str) -> None:
     for tag in ("<script", "<img", "<iframe", "<svg", "<object", "<style", "<form", "<input"):
         assert tag not in page
     assert 'href="javascript:' not in page
+
+
+def test_a_diff_of_long_texts_ends_and_keeps_every_word() -> None:
+    before = "".join(f"line {i} of it\n" for i in range(20_000))
+    after = before.replace("line 5 ", "verse 5 ").replace("line 19000 ", "verse 19000 ")
+    page = diff_html(before, after)
+    assert re.sub("<del>.*?</del>|</?(ins|div)[^>]*>", "", page, flags=re.DOTALL) == after
+    assert page.count("<ins>") == 2
+    other = diff_html("old " * 90_000, "new " * 90_000)
+    assert (other.count("old"), other.count("new")) == (90_000, 90_000)

@@ -288,13 +288,29 @@ class People:
             return _account(row)
 
     def change_role(self, rater_id: str, role: Role, *, by: Account) -> Account:
+        """Allow more or less from now on, open sessions and tokens included.
+
+        Raises:
+            AccessError: `by` governs the old role or the new one too little, or this is the last admin.
+            DataError: the person is erased.
+        """
         with self._governing(rater_id, by) as (session, row):
             _granting(session, by, role)
+            if row.state == "erased":
+                raise DataError("the account is erased and can do nothing in any role")
             if role != "admin":
                 _keep_an_admin(session, row)
             _record(session, by.id, "change role", rater_id, before=row.role, after=role)
             row.role = role
             return _account(row)
+
+    def end_sessions(self, rater_id: str, *, by: Account) -> int:
+        """Sign somebody out everywhere: sessions, tokens and an open invitation; how many ended."""
+        with self._governing(rater_id, by) as (session, _):
+            result = session.execute(delete(TokenRow).where(TokenRow.rater_id == rater_id))
+            ended: int = getattr(result, "rowcount", 0)
+            _record(session, by.id, "end sessions", rater_id, ended=ended)
+            return ended
 
     def erase(self, rater_id: str, *, keep_labels: bool, by: Account) -> int:
         """Forget a person: name, password, tokens and all that they wrote; how many labels went.
@@ -306,7 +322,7 @@ class People:
             StoreError: it is done, but traces may be left in a SQLite file that others are reading.
         """
         with self.store.writing() as session:
-            _authorised(session, by, "erase")
+            authorised(session, by, "erase")
             # Tasks before accounts, as a submission locks them.
             removed = erase_work(session, rater_id, keep_labels=keep_labels, at=datetime.now(UTC))
             row = _locked(session, rater_id)
@@ -341,7 +357,7 @@ class People:
         """A transaction that changes somebody's account, after checking that `by` may."""
         with self.store.writing() as session:
             row = _locked(session, rater_id)
-            if not _authorised(session, by, "manage_people").governs(_account(row).role):
+            if not authorised(session, by, "manage_people").governs(_account(row).role):
                 raise AccessError(f"your role cannot change an account whose role is {row.role}; ask an admin")
             yield session, row
 
@@ -363,14 +379,19 @@ def _current(session: Session, by: Account) -> Account:
     return by if by is OPERATOR else _account(session.get_one(AccountRow, by.id), scope=by.scope)
 
 
-def _authorised(session: Session, by: Account, permission: Permission) -> Account:
+def authorised(session: Session, by: Account, permission: Permission) -> Account:
+    """The account as it is now, in a transaction that does what `permission` allows.
+
+    Raises:
+        AccessError: it does not have that permission any more.
+    """
     now = _current(session, by)
     now.require(permission)
     return now
 
 
 def _granting(session: Session, by: Account, role: Role) -> None:
-    if not _authorised(session, by, "manage_people").governs(role):
+    if not authorised(session, by, "manage_people").governs(role):
         raise AccessError(f"your role cannot grant the role {role}; ask an admin")
 
 

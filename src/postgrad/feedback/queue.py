@@ -8,7 +8,7 @@ stored before anyone is told so. The database's clock decides, never a client's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from postgrad.feedback.choose import NUM_ANSWERED, next_assignment, takes_place
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Progress, Receipt, task_rows
 from postgrad.feedback.values import KINDS, Kind, check_value
+from postgrad.feedback.votes import earlier_votes
 
 SKIPS_TO_PAUSE: Final = 3
 """People who skip a task before it waits for a lead."""
@@ -328,14 +329,6 @@ class LabelQueue:
                 changed += getattr(result, "rowcount", 0)
         return changed
 
-    def set_state(self, task_ids: Sequence[int], state: str, *, actor: str) -> None:
-        """Pause, close or open tasks."""
-        assert state in ("open", "paused", "closed"), state
-        with self.store.writing() as session:
-            session.execute(update(TaskRow).where(TaskRow.id.in_(task_ids)).values(state=state))
-            about = f"tasks {','.join(map(str, task_ids))}"
-            audit.record(session, actor=actor, action=state, about=about[:255], at=_now(session))
-
     def add_guideline(self, text: str, *, author_id: str) -> int:
         """A new version, which labels name from now on."""
         with self.store.writing() as session:
@@ -480,4 +473,5 @@ def _assigned(session: Session, row: AssignmentRow) -> Assigned:
         lease_until=row.lease_until,
         draft=row.draft,
         draft_version=row.draft_version,
+        votes=earlier_votes(session, task.comparison_id, order) if kind == "adjudicate" and task.comparison_id else (),
     )

@@ -42,6 +42,15 @@ class NewTask:
 
 
 @dataclass(frozen=True, slots=True)
+class Vote:
+    """What one of those who disagreed said, without a name."""
+
+    said: str
+    """In words; A is what stands first on the screen of whoever reads it."""
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
 class Assigned:
     """A task in one person's hands, and nothing that they may not know before they have answered."""
 
@@ -56,6 +65,8 @@ class Assigned:
     lease_until: datetime
     draft: Mapping[str, Any] | None
     draft_version: int
+    votes: tuple[Vote, ...] = ()
+    """Of an adjudication: what the others said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,22 @@ def people_resume(who: Person, workspace: Workspace = DEFAULT_WORKSPACE, db: Dat
         say(f"{people.resume(people.find(who).id, by=OPERATOR).name} is active")
 
 
+@people_app.command("role")
+def people_role(
+    who: Person,
+    role: Annotated[str, typer.Argument(help="admin, lead, reviewer, labeler or reader.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    db: Database = None,
+) -> None:
+    """Let somebody do more or less from now on, wherever they are signed in."""
+    from postgrad.feedback.people import OPERATOR, People
+
+    with open_store(workspace, db) as store:
+        people = People(store)
+        account = people.change_role(people.find(who).id, _role(role), by=OPERATOR)
+    say(f"{account.name} is {account.role} from now on")
+
+
 @people_app.command("erase")
 def people_erase(
     who: Person,
@@ -140,7 +156,7 @@ def _role(text: str) -> Role:
     for role in ROLES:
         if role == text:
             return role
-    raise ConfigError(f"--role {text!r} is not one of {', '.join(ROLES)}")
+    raise ConfigError(f"role {text!r} is not one of {', '.join(ROLES)}")
 
 
 def _password() -> str:

@@ -91,7 +91,7 @@ class Auth:
         bearer = request.headers.get("authorization")
         account = self._holder(request)
         if bearer is None and request.method not in _SAFE:
-            if request.headers.get("origin") != _origin(request.scope):
+            if request.headers.get("origin") != origin_of(request.scope):
                 raise Refused(403, "origin", "this request does not say that it comes from a page of this server")
             given = request.headers.get("x-csrf-token", "")
             if not hmac.compare_digest(given.encode(), csrf_token(token_of(request)).encode()):
@@ -258,7 +258,8 @@ def _address(request: Request) -> str:
     return address.exploded[:19] if isinstance(address, IPv6Address) else host
 
 
-def _origin(scope: Scope) -> str:
+def origin_of(scope: Scope) -> str:
+    """How a browser names the site that a request was sent to."""
     secure = scope["scheme"] in ("https", "wss")
     return f"{'https' if secure else 'http'}://{Headers(scope=scope).get('host', '')}"
 
@@ -288,6 +289,6 @@ class _Door:
         if self._local and not is_loopback(headers.get("host", "")):
             return Refused(403, "host", "this server answers on localhost only; open http://localhost or 127.0.0.1")
         changes = scope["type"] == "websocket" or scope["method"] not in _SAFE
-        if changes and headers.get("origin", _origin(scope)) != _origin(scope):
+        if changes and headers.get("origin", origin_of(scope)) != origin_of(scope):
             return Refused(403, "origin", "this request comes from a page of another site")
         return None

@@ -3,61 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Final
 
-from nicegui import run, ui
+from nicegui import background_tasks, ui
 
 from postgrad.feedback.intervals import Estimate
-from postgrad.feedback.people import People
-from postgrad.feedback.quality import Quality, quality
+from postgrad.feedback.people import Account, People
+from postgrad.feedback.quality import Quality
 from postgrad.feedback.quality_tables import MEASURES
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Progress
+from postgrad.web.frame import Frame, Visitor
+from postgrad.web.shared_quality import Measured, SharedQuality
+from postgrad.web.tables import plain_table
 
 REFRESH_S: Final = 30.0
+LOOK_S: Final = 1.0
+"""How soon a page notices that the shared quality is there."""
 FAINT: Final = {"lineStyle": {"opacity": 0.25}}
 GREY: Final = {"color": "#8a94a3"}
 
 
 class DashboardPage:
-    """Refreshes itself; everything on it is counted from the store each time."""
+    """Refreshes itself. Progress and pace are counted each time; the quality of labels is shared among all pages."""
 
-    def __init__(self, queue: LabelQueue, people: People) -> None:
-        self._queue, self._people = queue, people
+    def __init__(self, queue: LabelQueue, people: People, visitor: Visitor, shared: SharedQuality) -> None:
+        self._queue, self._people, self._shared = queue, people, shared
+        self._frame = Frame(visitor, "/queue")
+        self._drawn: Measured | None = None
 
     async def build(self) -> None:
-        ui.colors(primary="#2457a6")
-        with ui.header().classes("pg-header"):
-            ui.label("postgrad").classes("pg-brand")
-            ui.label("Queue").classes("pg-count")
-            ui.space()
-            self._at = ui.label().classes("pg-status")
-            ui.link("Label", "/").classes("pg-link")
-        self._main = ui.column().classes("pg-main")
+        with self._frame.build():
+            self._progress = ui.column().classes("w-full")
+            with ui.element("div").classes("pg-sides"):
+                self._pace = ui.column().classes("w-full")
+                self._agreement = ui.column().classes("w-full")
+            self._raters = ui.column().classes("w-full")
         await self.refresh()
         ui.timer(REFRESH_S, self.refresh, immediate=False)
+        ui.timer(LOOK_S, self._draw_quality, immediate=False)
 
     async def refresh(self) -> None:
-        shown = await run.io_bound(self._read)
-        assert shown is not None, "the page is closing"
-        progress, hours, found, names = shown
-        self._main.clear()
-        with self._main:
+        shown = await self._frame.ask("see_quality", self._read)
+        if shown is None:
+            for part in (self._progress, self._pace, self._agreement, self._raters):
+                part.clear()
+            return
+        progress, hours, self._names = shown
+        background_tasks.create(self._shared.freshen())
+        self._progress.clear()
+        with self._progress:
             _progress(progress)
-            with ui.element("div").classes("pg-sides"):
-                _throughput(hours)
-                _agreement(found)
-            _raters(found, names)
-        self._at.text = f"as of {datetime.now().astimezone():%H:%M:%S}"
+        self._pace.clear()
+        with self._pace:
+            _throughput(hours)
+        self._draw_quality(anew=True)
+        self._frame.say(f"as of {datetime.now().astimezone():%H:%M:%S}")
 
-    def _read(self) -> tuple[list[Progress], list[tuple[datetime, int]], Quality, dict[str, tuple[str, str]]]:
-        """All of the page's numbers, and (name, state) by rater."""
-        found = quality(self._queue.store, too_fast_s=self._queue.config.too_fast_s)
+    def _read(self, *, by: Account) -> tuple[list[Progress], list[tuple[datetime, int]], dict[str, tuple[str, str]]]:
+        """What is counted each time, and (name, state) by rater."""
         names: dict[str, tuple[str, str]] = {
             account.id: (account.name, account.state) for account in self._people.everyone()
         }
-        return self._queue.progress(), self._queue.per_hour(), found, names
+        return self._queue.progress(), self._queue.per_hour(), names
+
+    def _draw_quality(self, *, anew: bool = False) -> None:
+        """Where there is a newer one than what stands there; `anew` for its age and for names."""
+        measured = self._shared.latest
+        if measured is self._drawn and not anew:
+            return
+        self._drawn = measured
+        self._agreement.clear()
+        with self._agreement:
+            _agreement(measured)
+        self._raters.clear()
+        if measured is not None:
+            with self._raters:
+                _raters(measured.found, self._names)
 
 
 def _progress(rows: Sequence[Progress]) -> None:
@@ -93,7 +116,21 @@ def _throughput(hours: Sequence[tuple[datetime, int]]) -> None:
         ).classes("pg-chart")
 
 
-def _agreement(found: Quality) -> None:
+def _agreement(measured: Measured | None) -> None:
+    with ui.card().classes("pg-answer"):
+        ui.label("Agreement").classes("pg-side")
+        if measured is None:
+            ui.label("One moment: agreement and people are being worked out.").classes("pg-hint")
+            return
+        minutes = int((datetime.now(UTC) - measured.at).total_seconds() / 60)
+        ui.label(
+            f"This and the table of people as of {measured.at.astimezone():%H:%M:%S}, {minutes} min ago; "
+            f"worked out in {measured.seconds:.1f} s, anew when labels have changed."
+        ).classes("pg-hint")
+        _measures(measured.found)
+
+
+def _measures(found: Quality) -> None:
     columns = [("among", "among"), ("measure", "measure"), ("value", "value [95%]")]
     rows = [
         {
@@ -104,9 +141,7 @@ def _agreement(found: Quality) -> None:
         }
         for i, (part, name, value) in enumerate((p, n, v) for p in found.agreement for n, v in p.measures.items())
     ]
-    with ui.card().classes("pg-answer"):
-        ui.label("Agreement").classes("pg-side")
-        _table(columns, rows)
+    plain_table(columns, rows, sortable=True)
 
 
 def _raters(found: Quality, names: dict[str, tuple[str, str]]) -> None:
@@ -144,14 +179,7 @@ def _raters(found: Quality, names: dict[str, tuple[str, str]]) -> None:
     ]
     with ui.card().classes("pg-answer pg-wide"):
         ui.label("People and models").classes("pg-side")
-        _table(columns, rows)
-
-
-def _table(columns: Sequence[tuple[str, str]], rows: list[dict[str, Any]]) -> None:
-    described = [
-        {"name": key, "label": label, "field": key, "align": "left", "sortable": True} for key, label in columns
-    ]
-    ui.table(columns=described, rows=rows, row_key="id").props("flat dense wrap-cells").classes("pg-table")
+        plain_table(columns, rows, sortable=True)
 
 
 def _shown(value: Estimate | None) -> str:

@@ -6,9 +6,10 @@ A form holds the answer under way as plain JSON, so that it can be saved as a dr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
-from nicegui import ui
+from nicegui import run, ui
 
 from postgrad.feedback.tasks import Assigned
 from postgrad.feedback.values import Kind
@@ -23,6 +24,7 @@ GRADES: Final = (
     ("6", "B better"),
     ("7", "B much better"),
 )
+PREVIEW_DELAY_S: Final = 0.2
 BOTH_BAD, CANNOT_JUDGE = "0", "c"
 Changed = Callable[[], None]
 
@@ -68,6 +70,11 @@ class CompareForm:
         with ui.element("div").classes("pg-sides"):
             for side, text in zip("AB", self._task.answers, strict=True):
                 answer_card(side, text)
+        if self._task.votes:
+            with ui.card().classes("pg-answer"):
+                ui.label("What the others said").classes("pg-side")
+                for vote in self._task.votes:
+                    ui.label(vote.said + (f": \u201c{vote.remark}\u201d" if vote.remark else "")).classes("pg-vote")
         with ui.row().classes("pg-grades"):
             for key, label in (*GRADES, (BOTH_BAD, "Both bad"), (CANNOT_JUDGE, "Cannot judge")):
                 self._buttons[key] = ui.button(on_click=lambda key=key: self.press(key)).props("outline no-caps dense")
@@ -261,6 +268,7 @@ class TextForm:
 
     def __init__(self, task: Assigned, changed: Changed, send: Callable[[], Any], *, original: str | None) -> None:
         self._task, self._changed, self._send, self._original = task, changed, send, original
+        self._due: ui.timer | None = None
 
     def build(self) -> None:
         with ui.element("div").classes("pg-sides"):
@@ -271,7 +279,7 @@ class TextForm:
                 # Handled in the browser: the text that is sent is the text that stood there.
                 self._text.on("keydown.ctrl.enter.prevent", self._send)
                 self._text.on("keydown.escape", js_handler="(e) => e.target.blur()")
-            with ui.card().classes("pg-answer"):
+            with ui.card().classes("pg-answer") as self._beside:
                 ui.label("Preview" if self._original is None else "What you changed").classes("pg-side")
                 self._preview = ui.html(sanitize=True).classes("pg-text")
         ui.label("Ctrl+Enter sends; Esc leaves the text.").classes("pg-hint")
@@ -299,8 +307,18 @@ class TextForm:
         self._changed()
 
     def _show(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        with self._beside:
+            self._due = ui.timer(PREVIEW_DELAY_S, self._draw, once=True)
+
+    async def _draw(self) -> None:
+        """Beside the event loop: a long text takes its time, and others label meanwhile."""
         text = str(self._text.value or "")
-        self._preview.content = to_html(text) if self._original is None else diff_html(self._original, text)
+        how = to_html if self._original is None else partial(diff_html, self._original)
+        drawn: str | None = await run.io_bound(how, text)
+        if drawn is not None and text == str(self._text.value or ""):
+            self._preview.content = drawn
 
 
 class ReviewForm:

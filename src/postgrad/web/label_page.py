@@ -15,11 +15,12 @@ from typing import Any, Final
 from nicegui import run, ui
 from nicegui.events import KeyEventArguments
 
-from postgrad.errors import PostgradError, StaleError
-from postgrad.feedback.people import Account
+from postgrad.errors import AccessError, PostgradError, StaleError
+from postgrad.feedback.people import Permission
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Assigned, Nothing
 from postgrad.web.forms import FORM_KINDS, Form, form_for
+from postgrad.web.frame import Visitor, header, rendered
 from postgrad.web.queue_api import kinds_for
 from postgrad.web.render import to_html
 
@@ -55,10 +56,8 @@ KEYS: Final = (
 class LabelPage:
     """One browser tab of one person."""
 
-    def __init__(self, queue: LabelQueue, account: Account, *, local: bool) -> None:
-        self._queue, self._rater, self._kinds = queue, account.id, kinds_for(account) & FORM_KINDS
-        self._name = "" if local else account.name
-        self._leads = "see_quality" in account.permissions
+    def __init__(self, queue: LabelQueue, visitor: Visitor) -> None:
+        self._queue, self._visitor, self._rater = queue, visitor, visitor.loaded_by.id
         self._task: Assigned | None = None
         self._form: Form | None = None
         self._version = 0
@@ -69,15 +68,8 @@ class LabelPage:
         self._draft_timer: ui.timer | None = None
 
     async def build(self) -> None:
-        ui.colors(primary="#2457a6")
-        with ui.header().classes("pg-header"):
-            ui.label("postgrad").classes("pg-brand")
+        with header(self._visitor, "/"):
             self._count = ui.label().classes("pg-count")
-            ui.space()
-            if self._name:
-                ui.label(self._name).classes("pg-count")
-            if self._leads:
-                ui.link("Queue", "/queue").classes("pg-link")
             self._status = ui.label().classes("pg-status").props("role=status aria-live=polite")
             for key, name, action in (
                 ("U", "Undo", self.undo),
@@ -109,11 +101,19 @@ class LabelPage:
         await self.next()
 
     async def next(self) -> None:
-        got = await self._ask(self._queue.claim, self._rater, kinds=self._kinds)
+        got = await self._ask(self._claim, permission=None)
         if isinstance(got, Assigned) and got.kind not in FORM_KINDS:
             got = Nothing(f"you hold a {got.kind} task through the API; finish or skip it there")
         if got is not None:
             await self._show(got)
+
+    def _claim(self) -> Assigned | Nothing:
+        """A task for who it is now; what keeps them from having one is shown in its place."""
+        try:
+            account = self._visitor.account("label")
+        except AccessError as e:
+            return Nothing(str(e))
+        return self._queue.claim(account.id, kinds=kinds_for(account) & FORM_KINDS)
 
     async def send(self) -> None:
         await self._once(self._send)
@@ -179,11 +179,14 @@ class LabelPage:
             await self.next()
 
     async def show_guidelines(self) -> None:
-        found = await run.io_bound(self._queue.guideline)
+        found = await self._ask(lambda: self._queue.guideline() or (0, "There are none yet."))
+        if found is None:
+            return
+        version, text = found
         self._guidelines.clear()
         with self._guidelines, ui.card().classes("pg-guidelines"):
-            ui.label("Guidelines" if found is None else f"Guidelines, version {found[0]}").classes("pg-side")
-            ui.html(to_html("There are none yet." if found is None else found[1]), sanitize=True).classes("pg-text")
+            ui.label(f"Guidelines, version {version}" if version else "Guidelines").classes("pg-side")
+            ui.html(to_html(text), sanitize=True).classes("pg-text")
         self._guidelines.open()
 
     def _show_keys(self) -> None:
@@ -191,6 +194,8 @@ class LabelPage:
 
     async def _show(self, got: Assigned | Nothing) -> None:
         answered = await run.io_bound(self._queue.answered, self._rater)
+        if isinstance(got, Assigned):  # kept by `to_html`, which the form calls again
+            await rendered([*(message.content for message in got.prompt.messages), *got.answers])
         self._cancel_draft()
         self._main.clear()
         self._skip.set_visibility(False)
@@ -279,16 +284,26 @@ class LabelPage:
         if self._task is None and not self._busy:
             await self.next()
 
-    async def _ask(self, call: Any, *args: Any, nothing: str = "", **kwargs: Any) -> Any:
+    async def _ask(
+        self, call: Any, *args: Any, nothing: str = "", permission: Permission | None = "label", **kwargs: Any
+    ) -> Any:
         """Have the queue do something; None, and the reason on the page, where it would not."""
+
+        def guarded() -> Any:
+            if permission is not None:
+                self._visitor.account(permission)
+            return call(*args, **kwargs)
+
         try:
             async with self._turn:
-                result = await run.io_bound(call, *args, **kwargs)
+                result = await run.io_bound(guarded)
             if result is None and nothing:
                 self._say(nothing, "info")
             return result
         except StaleError as e:
             self._say(f"Not saved: {e}.", "negative")
+        except AccessError as e:
+            self._say(f"Not saved: {e}. Your last draft is kept; reload the page.", "negative")
         except PostgradError as e:
             self._say(f"Not saved: {e}. What you see is still here; try again.", "negative")
         return None

@@ -17,7 +17,8 @@ async (event) => {
   try {
     const answer = await fetch(invitation ? '/auth/accept' : '/auth/login', {
       method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body)});
-    if (answer.ok) { location.href = '/'; return; }
+    const next = new URL(new URLSearchParams(location.search).get('next') || '/', location.origin);
+    if (answer.ok) { location.href = next.origin === location.origin ? next.href : '/'; return; }
     said.textContent = (await answer.json()).error.message;
   } catch (e) { said.textContent = 'The server cannot be reached; try again.'; }
 }

@@ -91,6 +91,7 @@ def offered(task: Assigned | Nothing) -> dict[str, Any]:
     """What a browser may know of a task: texts by their place on the screen, not their numbers."""
     if isinstance(task, Nothing):
         return {"task": None, "reason": task.reason}
+    votes = {"votes": [{"said": vote.said, "remark": vote.remark} for vote in task.votes]}
     return {
         "task": {
             "assignment_id": task.id,
@@ -101,6 +102,7 @@ def offered(task: Assigned | Nothing) -> dict[str, Any]:
             "lease_until": task.lease_until.isoformat(),
             "draft": task.draft,
             "draft_version": task.draft_version,
+            **(votes if task.kind == "adjudicate" else {}),
         }
     }
 

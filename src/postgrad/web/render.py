@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import html
 import re
-from functools import cache
+from collections import Counter
+from functools import cache, lru_cache
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -18,8 +19,11 @@ from pygments.util import ClassNotFound
 
 MAX_RENDERED = 50_000
 """Characters from which on a text is shown as it is: nobody needs the headings of a book, and a browser must live."""
+MAX_ALIKE = 100_000
+"""Pairs of equal words that a diff chooses among: some seconds at the worst."""
 
 
+@lru_cache(maxsize=64)
 def to_html(text: str) -> str:
     """Tags in the text are shown, not obeyed; images are links that load nothing."""
     if len(text) > MAX_RENDERED:
@@ -29,8 +33,15 @@ def to_html(text: str) -> str:
 
 
 def diff_html(before: str, after: str) -> str:
-    """Word by word what was struck out and what was put in."""
-    old, new = _words(before), _words(after)
+    """Word by word what was struck out and what was put in; line by line where that would take too long."""
+    old, new = (_pieces(text, r"\s+|[^\s]+") for text in (before, after))
+    head = _common(old, new)
+    tail = _common(old[head:][::-1], new[head:][::-1])
+    kept = "".join(old[:head]), "".join(old[len(old) - tail :])
+    old, new = old[head : len(old) - tail], new[head : len(new) - tail]
+    for pattern in (r"[^\n]*\n|[^\n]+", r"(?s).+"):
+        if _alike(old, new) > MAX_ALIKE:
+            old, new = (_pieces("".join(part), pattern) for part in (old, new))
     pieces = []
     for tag, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         struck, put = html.escape("".join(old[i:j])), html.escape("".join(new[k:m]))
@@ -39,11 +50,22 @@ def diff_html(before: str, after: str) -> str:
             continue
         pieces += [f"<del>{struck}</del>"] if struck else []
         pieces += [f"<ins>{put}</ins>"] if put else []
-    return f'<div class="pg-diff">{"".join(pieces)}</div>'
+    return f'<div class="pg-diff">{html.escape(kept[0])}{"".join(pieces)}{html.escape(kept[1])}</div>'
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\s+|[^\s]+", text)
+def _pieces(text: str, pattern: str) -> list[str]:
+    return re.findall(pattern, text)
+
+
+def _alike(old: list[str], new: list[str]) -> int:
+    """Pairs of equal pieces."""
+    counts = Counter(new)
+    return sum(counts[piece] for piece in old)
+
+
+def _common(old: list[str], new: list[str]) -> int:
+    """How many pieces both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
 
 
 @cache

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -15,15 +14,14 @@ from fastapi.responses import RedirectResponse
 from nicegui import ui
 
 from postgrad.errors import PostgradError
-from postgrad.feedback.people import Account
 from postgrad.feedback.queue import LabelQueue
 from postgrad.web.auth import Auth
-from postgrad.web.dashboard_page import DashboardPage
-from postgrad.web.errors import Refused
+from postgrad.web.frame import admit, css
+from postgrad.web.headers import SafeHeaders
 from postgrad.web.label_page import LabelPage
+from postgrad.web.lead_pages import add_lead_pages
 from postgrad.web.login_page import build_login
 from postgrad.web.queue_api import queue_router
-from postgrad.web.render import code_css
 
 SWEEP_S: Final = 5.0
 RECONNECT_S: Final = 120.0
@@ -42,6 +40,7 @@ def create_workbench(queue: LabelQueue, auth: Auth) -> FastAPI:
 
     app = FastAPI(title="postgrad workbench", lifespan=sweeping, docs_url="/api/docs", redoc_url=None)
     auth.install(app)
+    app.add_middleware(SafeHeaders)
     app.include_router(queue_router(queue, auth.allowed("label")))
 
     @app.get("/healthz")
@@ -50,25 +49,18 @@ def create_workbench(queue: LabelQueue, auth: Auth) -> FastAPI:
 
     @ui.page("/", title="Label · postgrad")
     async def label(request: Request) -> RedirectResponse | None:
-        account = _signed_in(auth, request)
-        if account is None:
-            return RedirectResponse("/login")
-        ui.add_css(_css())
-        await LabelPage(queue, account, local=auth.local is not None).build()
+        visitor = admit(auth, request, "/")
+        if isinstance(visitor, RedirectResponse):
+            return visitor
+        ui.add_css(css())
+        await LabelPage(queue, visitor).build()
         return None
 
-    @ui.page("/queue", title="Queue · postgrad")
-    async def dashboard(request: Request) -> RedirectResponse | None:
-        account = _signed_in(auth, request)
-        if account is None or "see_quality" not in account.permissions:
-            return RedirectResponse("/login" if account is None else "/")
-        ui.add_css(_css())
-        await DashboardPage(queue, auth.people).build()
-        return None
+    add_lead_pages(queue, auth)
 
     @ui.page("/login", title="Sign in · postgrad")
     def login() -> None:
-        ui.add_css(_css())
+        ui.add_css(css())
         build_login()
 
     ui.run_with(app, dark=None, reconnect_timeout=RECONNECT_S, show_welcome_message=False)
@@ -77,17 +69,6 @@ def create_workbench(queue: LabelQueue, auth: Auth) -> FastAPI:
 
 def serve(app: FastAPI, *, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, log_level="warning")
-
-
-def _signed_in(auth: Auth, request: Request) -> Account | None:
-    try:
-        return auth.current(request)
-    except Refused:
-        return None
-
-
-def _css() -> str:
-    return Path(__file__).with_name("style.css").read_text(encoding="utf-8") + code_css()
 
 
 async def _sweep(queue: LabelQueue) -> None:
