@@ -1,5 +1,6 @@
 """A small store with questions and people, for tests of the queue."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -74,6 +75,15 @@ def shown(got: Assigned, value: dict[str, Any]) -> dict[str, Any]:
     if "tiers" not in value:
         return value
     return value | {"tiers": [[got.order.index(answer) for answer in tier] for tier in value["tiers"]]}
+
+
+def talked(store: LabelStore, got: Assigned, turns: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Put turns into a conversation, as if they had been had; how many there are, for its label."""
+    had = [{"strength": None, **turn} for turn in turns]
+    with store.writing() as session:
+        row = session.get_one(AssignmentRow, got.id)
+        row.draft = {**(row.draft or {}), "turns": had}
+    return {"turns": len(had)}
 
 
 def assert_places_add_up(store: LabelStore) -> None:

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from postgrad.db.engine import sqlite_url
+from postgrad.feedback.conversation import Conversations
 from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Sample
@@ -43,7 +44,7 @@ def client(store: LabelStore) -> TestClient:
     auth = Auth(People(store))
     app = FastAPI()
     auth.install(app)
-    app.include_router(queue_router(LabelQueue(store), auth.allowed("label")))
+    app.include_router(queue_router(Conversations(LabelQueue(store), ()), auth.allowed("label")))
     return TestClient(app, headers=token(store, "ada"))
 
 
@@ -68,6 +69,7 @@ def test_a_browser_learns_nothing_about_who_wrote_what(client: TestClient) -> No
     assert not [secret for secret in SECRETS if secret in body]
     assert set(claimed(client)) == {
         "assignment_id", "kind", "prompt", "answers", "details", "lease_until", "draft", "draft_version",
+        "turns",
     }  # fmt: skip
 
 

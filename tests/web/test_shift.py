@@ -49,7 +49,7 @@ def fill(store: LabelStore) -> None:
     queue.add([NewTask("compare", c, answer={"tiers": [[0], [1]]}) for c in golden], round_id="r")
     queue.add([NewTask("edit", sides["edit"][1], priority=9)], round_id="r")
     queue.add([NewTask("compare", c) for c in work], round_id="r")
-    queue.add([NewTask("converse", "edit", priority=99)], round_id="r")  # has no page, and stops nobody
+    queue.add([NewTask("converse", "edit", priority=99)], round_id="r")  # no policy, so nobody is handed it
 
 
 @pytest.fixture
