@@ -104,9 +104,7 @@ def test_what_a_random_model_writes_is_an_abstention_with_all_of_it(tmp_path: Pa
     assert asyncio.run(reseeded.judge(PROMPT, "one", "two")) == verdict, "greedy, so the seed changes nothing"
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"), [("x" * 9000, "fills the model's context"), ("<eos>", "control token")]
-)
+@pytest.mark.parametrize(("answer", "said"), [("x" * 9000, "fills the model's context"), ("<eos>", "control token")])
 def test_a_question_that_the_model_cannot_read_is_an_abstention(answer: str, said: str) -> None:
     verdict = asyncio.run(reciter("Verdict: B").judge(PROMPT, answer, "two"))
     assert (verdict.winner, verdict.raw) == (None, None)
