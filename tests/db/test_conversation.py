@@ -41,6 +41,9 @@ class Scripted:
             await asyncio.sleep(60)
         return Said(said, (1, 2), "stop", SamplingParams(max_tokens=8, temperature=0.5), 3)
 
+    async def close(self) -> None:
+        self.is_closed = True
+
 
 def refuses(message: str, num: int) -> str:
     raise EngineError("HTTP 500 from the secret host")
@@ -186,7 +189,8 @@ def test_another_process_finds_the_same_conversation_with_its_answers_in_the_sam
 
 def test_a_conversation_that_was_killed_while_it_was_answered_can_be_said_again(url: str) -> None:
     with LabelStore(url) as store:
-        talks = open_talks(store, [Scripted("policy-a"), Scripted("policy-b", lambda m, n: "slow")])
+        speakers = [Scripted("policy-a"), Scripted("policy-b", lambda m, n: "slow")]
+        talks = open_talks(store, speakers)
         got = hold(talks)
 
         async def killed() -> None:
@@ -196,11 +200,12 @@ def test_a_conversation_that_was_killed_while_it_was_answered_can_be_said_again(
             with pytest.raises(StaleError, match="still on their way"):
                 await talks.say(got.id, "ada", "Hello?", version=1)
             await talks.close()
-            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
         asyncio.run(killed())
         (turn,) = hold(talks).turns
         assert (turn.message, turn.answers) == ("Hello?", ())
+        assert all(speaker.is_closed for speaker in speakers)
         (orphan,) = samples(store)
         again = Conversations(talks.queue, two())
         assert len(say(again, "Hello?").task.turns[0].answers) == 2

@@ -135,11 +135,13 @@ class Conversations:
             return assigned(session, row)
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Give up what is under way, and let go of the policies."""
         tasks = list(self._under_way.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for speaker in self._speakers:
+            await speaker.close()
 
     def _begin(self, assignment_id: str, rater_id: str, message: str, version: int) -> _Asked:
         if not message.strip() or len(message) > MAX_CHARACTERS:

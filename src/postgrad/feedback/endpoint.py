@@ -94,6 +94,7 @@ class Endpoint:
         self._client = httpx.AsyncClient(headers=headers, timeout=None)
 
     async def close(self) -> None:
+        """Let go of the connections."""
         await self._client.aclose()
 
     async def complete(self, body: Mapping[str, Any]) -> Reply:

@@ -48,6 +48,10 @@ class Speaker(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
 
 class LocalSpeaker:
     """A checkpoint in this process; answers that are asked for at the same time share its forward passes.
@@ -88,6 +92,9 @@ class LocalSpeaker:
             [GenerationRequest(prompt_ids, params, seed)], lambda index, token: True
         )
         return Said(answer.text, answer.token_ids, answer.finish_reason, params, answer.policy_version)
+
+    async def close(self) -> None:
+        """Nothing: the engine is its owner's."""
 
 
 class EndpointSpeaker:
@@ -138,4 +145,5 @@ class EndpointSpeaker:
         return Said(reply.said, (), "length" if reply.cut else "stop", self._params)
 
     async def close(self) -> None:
+        """Let go of the connections."""
         await self._endpoint.close()

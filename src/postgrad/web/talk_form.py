@@ -227,6 +227,7 @@ class TalkForm:
                 self._show_turn(turn, is_last=i == len(self._turns) - 1)
         self._box.set_enabled(not self.is_waiting)
         self._button.set_enabled(not self.is_waiting)
+        self._note.set_visibility(bool(self._note.text))
         self._hint.text = self._next_step()
         if self._is_redteam:
             self._panel.set_visibility(not self._unfinished())
