@@ -3,8 +3,8 @@ import json
 from collections.abc import Callable, Sequence
 
 import pytest
-from sqlalchemy import create_engine, inspect, select, text
-from workbench import PEOPLE, ROUND, assert_places_add_up, plain
+from sqlalchemy import select
+from workbench import PEOPLE, ROUND, assert_places_add_up, everything, plain
 
 from postgrad.db.tables import LabelRow, SampleRow
 from postgrad.errors import DataError, EngineError, StaleError
@@ -422,12 +422,3 @@ def test_who_talks_holds_nobody_elses_work_up(url: str) -> None:
 
         asyncio.run(both())
         assert isinstance(talks.queue.claim("bob", kinds=("compare",)), Nothing)
-
-
-def everything(url: str) -> str:
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.connect() as connection:
-        tables = inspect(connection).get_table_names()
-        rows = "".join(repr(connection.execute(text(f'SELECT * FROM "{t}"')).all()) for t in tables)
-    engine.dispose()
-    return rows

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, inspect, select, text, update
+from sqlalchemy import event, select, update
 from workbench import (
     A_BETTER,
     B_BETTER,
@@ -15,6 +15,7 @@ from workbench import (
     answer,
     assert_places_add_up,
     claim,
+    everything,
     fill,
     finish,
     plain,
@@ -46,16 +47,6 @@ def _cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
 def store(url: str) -> Iterator[LabelStore]:
     with LabelStore(url) as opened:
         yield opened
-
-
-def everything(url: str) -> str:
-    """All rows of all tables of a database."""
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.connect() as connection:
-        tables = inspect(connection).get_table_names()
-        rows = "".join(repr(connection.execute(text(f'SELECT * FROM "{t}"')).all()) for t in tables)
-    engine.dispose()
-    return rows
 
 
 def shift(store: LabelStore, person: str) -> LabelQueue:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import create_engine, inspect, select, text
 
 from postgrad.config import QueueConfig
 from postgrad.db.tables import AssignmentRow, TaskRow
@@ -84,6 +84,16 @@ def talked(store: LabelStore, got: Assigned, turns: Sequence[Mapping[str, Any]])
         row = session.get_one(AssignmentRow, got.id)
         row.draft = {**(row.draft or {}), "turns": had}
     return {"turns": len(had)}
+
+
+def everything(url: str) -> str:
+    """All rows of all tables of a database."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        tables = inspect(connection).get_table_names()
+        rows = "".join(repr(connection.execute(text(f'SELECT * FROM "{t}"')).all()) for t in tables)
+    engine.dispose()
+    return rows
 
 
 def assert_places_add_up(store: LabelStore) -> None:
