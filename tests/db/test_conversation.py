@@ -221,7 +221,12 @@ def test_policies_that_fail_leave_the_others_and_say_nothing_of_themselves(url: 
 
 
 @pytest.mark.parametrize(
-    ("play", "why"), [(refuses, ""), (lambda m, n: "slow", ""), (is_too_long, " (the conversation fills the model's")]
+    ("play", "why"),
+    [
+        (refuses, ""),
+        (lambda m, n: "slow", " (no answer within 0.5 s"),
+        (is_too_long, " (the conversation fills the model's"),
+    ],
 )
 def test_too_few_answers_are_one_sentence_and_the_message_stays(url: str, play: Play, why: str) -> None:
     with LabelStore(url) as store:

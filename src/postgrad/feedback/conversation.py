@@ -173,7 +173,7 @@ class Conversations:
         for speaker, result in zip(self._speakers, results, strict=True):
             if isinstance(result, BaseException):
                 _log.warning("policy %s gave no answer: %s", speaker.name, str(result) or type(result).__name__)
-                # Other reasons may name the policy.
+                # Reasons of another sort may name the policy.
                 why = f" ({result})" if isinstance(result, DataError) else why
         failed, num = sum(isinstance(result, BaseException) for result in results), len(results)
         if not failed:
@@ -184,8 +184,11 @@ class Conversations:
 
     async def _candidate(self, asked: _Asked, speaker: Speaker) -> None:
         seed = secrets.randbits(_SEED_BITS)
-        async with asyncio.timeout(speaker.timeout_s):
-            said = await speaker.say(asked.conversation, seed=seed)
+        try:
+            async with asyncio.timeout(speaker.timeout_s):
+                said = await speaker.say(asked.conversation, seed=seed)
+        except TimeoutError:
+            raise DataError(f"no answer within {speaker.timeout_s:g} s") from None
         await asyncio.to_thread(partial(self._store, asked, speaker, seed, said))
 
     def _store(self, asked: _Asked, speaker: Speaker, seed: int, answer: Said) -> None:
