@@ -33,12 +33,15 @@ class Scripted:
         self.name, self.checkpoint = name, f"{name}-checkpoint"
         self.play = play or (lambda message, num: f"{name} answers {message!r}, the last of {num}.")
         self.heard: list[Conversation] = []
+        self.gate: asyncio.Event | None = None
 
     async def say(self, conversation: Conversation, *, seed: int) -> Said:
         self.heard.append(conversation)
         said = self.play(conversation.messages[-1].content, len(conversation.messages))
         if said == "slow":
             await asyncio.sleep(60)
+        if self.gate is not None:
+            await self.gate.wait()
         return Said(said, (1, 2), "stop", SamplingParams(max_tokens=8, temperature=0.5), 3)
 
     async def close(self) -> None:
@@ -210,6 +213,31 @@ def test_a_conversation_that_was_killed_while_it_was_answered_can_be_said_again(
         again = Conversations(talks.queue, two())
         assert len(say(again, "Hello?").task.turns[0].answers) == 2
         assert orphan not in samples(store)
+
+
+def test_an_answer_that_comes_late_finds_nothing_to_attach_to(url: str) -> None:
+    with LabelStore(url) as store:
+        speakers = two()
+        here = open_talks(store, speakers)
+        there = Conversations(here.queue, two())
+        got = hold(here)
+
+        async def both() -> None:
+            for speaker in speakers:
+                speaker.gate, speaker.timeout_s = asyncio.Event(), 60.0
+            task = asyncio.create_task(here.say(got.id, "ada", "Hello?", version=0))
+            while not all(speaker.heard for speaker in speakers):
+                await asyncio.sleep(0.01)
+            heard = await there.say(got.id, "ada", "Hello?", version=1)
+            for speaker in speakers:
+                assert speaker.gate is not None
+                speaker.gate.set()
+            late = await task
+            assert late.note.startswith("2 of 2 policies gave no answer")
+            assert late.task.turns == heard.task.turns
+
+        asyncio.run(both())
+        assert len(hold(here).turns[0].answers) == len(samples(store)) == 2
 
 
 def test_policies_that_fail_leave_the_others_and_say_nothing_of_themselves(url: str) -> None:
