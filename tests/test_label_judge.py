@@ -96,7 +96,7 @@ def test_a_checkpoint_judges_in_this_process(workspace: Path, tiny_model_directo
     code, out, err = call(capsys, "label", "judge", "--workspace", workspace, "--checkpoint", tiny_model_directory)
     assert (code, err) == (0, "")
     assert rows_of(out)["abstained"] == "8"
-    assert "does not fit the model's context of 512" in out
+    assert "fills the model's context of 512" in out
 
 
 @pytest.mark.parametrize(

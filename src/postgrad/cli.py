@@ -19,12 +19,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from postgrad.config.load import AnyRecipe
-    from postgrad.engine.local import LocalEngine
     from postgrad.feedback.store import LabelStore
     from postgrad.rounds.manifest import Manifest
     from postgrad.rounds.preflight import Plan
     from postgrad.rounds.summary import Bars
-    from postgrad.text.template import Renderer
 
 app = typer.Typer(
     add_completion=False,
@@ -166,10 +164,11 @@ def chat(
 ) -> None:
     """Talk to a model in the terminal."""
     from postgrad.serve.chat import chat as talk
+    from postgrad.serve.load import find_model, load_engine
     from postgrad.types import SamplingParams
 
-    path, name = _find_model(model, workspace)
-    engine, renderer, context = _load_engine(path)
+    path, name = find_model(model, workspace)
+    engine, renderer, context = load_engine(path)
     if sys.stdin.isatty():
         _say(name)
     talk(
@@ -191,9 +190,10 @@ def serve(
     """Serve a model with the OpenAI chat completions API."""
     from postgrad.serve.api import create_app
     from postgrad.serve.api import serve as listen
+    from postgrad.serve.load import find_model, load_engine
 
-    path, name = _find_model(model, workspace)
-    engine, renderer, context = _load_engine(path)
+    path, name = find_model(model, workspace)
+    engine, renderer, context = load_engine(path)
     listen(create_app(engine, renderer, model_name=name, context=context), host=host, port=port)
 
 
@@ -412,34 +412,6 @@ def _asker(console: Console) -> Callable[[LabelStore, str], None]:
             raise KeyboardInterrupt
 
     return ask
-
-
-def _load_engine(path: Path) -> tuple[LocalEngine, Renderer, int]:
-    """A model directory, ready to generate: engine, renderer and context length."""
-    from postgrad.engine.local import LocalEngine
-    from postgrad.models.load import load_policy
-    from postgrad.text.template import Renderer
-    from postgrad.text.tokenizer import load_tokenizer
-
-    renderer = Renderer(load_tokenizer(path))
-    model = load_policy(path).requires_grad_(False)
-    return LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode), renderer, model.context
-
-
-def _find_model(model: str | None, workspace: Path) -> tuple[Path, str]:
-    from postgrad.errors import ConfigError
-    from postgrad.gates.release import ReleasePointer
-    from postgrad.models.pull import resolve
-
-    if model is not None:
-        return resolve(model), model
-    released = ReleasePointer(workspace).read()
-    if released is None:
-        raise ConfigError(
-            f"workspace {str(workspace)!r} has released no policy yet; name a model, such as smollm2-135m, "
-            "or run `postgrad quickstart`"
-        )
-    return workspace / released.checkpoint, released.round_id
 
 
 def _say(text: str) -> None:

@@ -1,10 +1,11 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, inspect, select, text, update
+from sqlalchemy import event, select, update
 from workbench import (
     A_BETTER,
     B_BETTER,
@@ -14,11 +15,13 @@ from workbench import (
     answer,
     assert_places_add_up,
     claim,
+    everything,
     fill,
     finish,
     plain,
     queue_of,
     shown,
+    talked,
 )
 
 from postgrad.db.engine import sqlite_url
@@ -29,6 +32,7 @@ from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask, Nothing
+from postgrad.feedback.turns import STAGE
 
 MARKER = "xyzzy-marker"
 PASSWORD = "a horse, a staple"
@@ -45,22 +49,13 @@ def store(url: str) -> Iterator[LabelStore]:
         yield opened
 
 
-def everything(url: str) -> str:
-    """All rows of all tables of a database."""
-    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.connect() as connection:
-        tables = inspect(connection).get_table_names()
-        rows = "".join(repr(connection.execute(text(f'SELECT * FROM "{t}"')).all()) for t in tables)
-    engine.dispose()
-    return rows
-
-
 def shift(store: LabelStore, person: str) -> LabelQueue:
     """Everything that a person can write: a label of each kind, an undone one, a skip and a draft."""
     queue = LabelQueue(store, plain())
     comparisons = fill(store, 5)
     (sample,) = store.add_samples([answer("p0", "third p0", 2)])
-    turn = {"message": f"hello {MARKER}", "candidates": [sample], "order": [0], "chosen": 0}
+    (reply,) = store.add_samples([replace(answer("p0", f"You said {MARKER}."), stage=STAGE)])
+    turn = {"message": f"hello {MARKER}", "candidates": [reply], "order": [0], "chosen": 0}
     work: list[tuple[NewTask, dict[str, Any]]] = [
         (NewTask("compare", comparisons[0], overlap=2), A_BETTER),
         (NewTask("compare", comparisons[1]), {"tiers": [], "cannot_judge": f"because {MARKER}"}),
@@ -76,6 +71,8 @@ def shift(store: LabelStore, person: str) -> LabelQueue:
         got = claim(queue, person)
         queue.save_draft(got.id, person, {"text": f"half a thought {MARKER}"}, version=0)
         placed = shown(got, value) if task.kind == "compare" else value
+        if "turns" in value:
+            placed = value | talked(store, got, value["turns"])
         queue.submit(
             got.id, person, placed, client_key=f"{MARKER} {got.id}", rationale=f"why: {MARKER}", milliseconds=1234
         )

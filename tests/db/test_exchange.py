@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from sqlalchemy import insert, select, update
-from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain, shown
+from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, fill, plain, shown, talked
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import LabelRow, TaskRow
@@ -33,6 +33,7 @@ EVERYONE = Filters(rater_kinds=("human", "simulated", "model"))
 def label(queue: LabelQueue, person: str, kind: Kind, value: dict[str, Any], **more: Any) -> None:
     got = queue.claim(person, kinds=(kind,))
     assert isinstance(got, Assigned), got
+    value = value | talked(queue.store, got, value["turns"]) if "turns" in value else value
     queue.submit(got.id, person, shown(got, value), client_key=f"{got.id}-{got.draft_version}", **more)
 
 
@@ -121,7 +122,7 @@ def told(arguments: Any) -> list[dict[str, Any]]:
 
 TRL, OPENAI = told({"at": "Bonn"}), told('{"at": "Bonn"}')
 TOOLS = [{"type": "function", "function": {"name": "weather"}}]
-TALK = [user("Say p0."), user("Hello?")]
+TALK = [user("Hello?")]
 
 
 def rows(store: LabelStore, path: Path, format_name: str, **more: Any) -> list[dict[str, Any]]:
@@ -189,13 +190,10 @@ def test_hh_leaves_out_what_it_cannot_say(url: str, tmp_path: Path) -> None:
     with LabelStore(url) as store:
         collect(store)
         found = rows(store, tmp_path, "hh")
-        start = "\n\nHuman: Say p0."
+        asked, hello = "\n\nHuman: Say p0.", "\n\nHuman: Hello?"
         assert found == [
-            {"chosen": f"{start}\n\nAssistant: x p0", "rejected": f"{start}\n\nAssistant: y p0"},
-            {
-                "chosen": f"{start}\n\nHuman: Hello?\n\nAssistant: Hi.",
-                "rejected": f"{start}\n\nHuman: Hello?\n\nAssistant: Go away.",
-            },
+            {"chosen": f"{asked}\n\nAssistant: x p0", "rejected": f"{asked}\n\nAssistant: y p0"},
+            {"chosen": f"{hello}\n\nAssistant: Hi.", "rejected": f"{hello}\n\nAssistant: Go away."},
         ]
         manifest = json.loads((tmp_path / "out.manifest.json").read_text())
         assert (manifest["labels"], manifest["without_rows"]) == (7, 5)

@@ -1,8 +1,9 @@
 """A small store with questions and people, for tests of the queue."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import create_engine, inspect, select, text
 
 from postgrad.config.queue import QueueConfig
 from postgrad.db.tables import AssignmentRow, TaskRow
@@ -74,6 +75,25 @@ def shown(got: Assigned, value: dict[str, Any]) -> dict[str, Any]:
     if "tiers" not in value:
         return value
     return value | {"tiers": [[got.order.index(answer) for answer in tier] for tier in value["tiers"]]}
+
+
+def talked(store: LabelStore, got: Assigned, turns: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Put turns into a conversation, as if they had been had; how many there are, for its label."""
+    had = [{"strength": None, **turn} for turn in turns]
+    with store.writing() as session:
+        row = session.get_one(AssignmentRow, got.id)
+        row.draft = {**(row.draft or {}), "turns": had}
+    return {"turns": len(had)}
+
+
+def everything(url: str) -> str:
+    """All rows of all tables of a database."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        tables = inspect(connection).get_table_names()
+        rows = "".join(repr(connection.execute(text(f'SELECT * FROM "{t}"')).all()) for t in tables)
+    engine.dispose()
+    return rows
 
 
 def assert_places_add_up(store: LabelStore) -> None:

@@ -12,7 +12,8 @@ import pytest
 from judging import Endpoint, Play, Reply, always_a, answers_in, completion, playing
 
 from postgrad.errors import ConfigError, EngineError
-from postgrad.feedback.endpoint_judge import ATTEMPTS, KEY_VARIABLE, MAX_BYTES, EndpointJudge
+from postgrad.feedback.endpoint import MAX_BYTES
+from postgrad.feedback.endpoint_judge import ATTEMPTS, KEY_VARIABLE, EndpointJudge
 from postgrad.feedback.judge_prompt import MAX_TOKENS, RUBRIC, TEMPLATE_VERSION, Verdict, question, read_verdict
 from postgrad.types import Conversation, Message, ToolCall
 

@@ -72,7 +72,7 @@ def test_a_local_judge_is_asked_and_read_as_any_other(tmp_path: Path) -> None:
 
 def test_the_same_checkpoint_behind_our_own_server_says_the_same() -> None:
     local = reciter("Verdict: B")
-    app = create_app(local._engine, local._renderer, model_name="reciter", context=8192)
+    app = create_app(local._speaker._engine, local._speaker._renderer, model_name="reciter", context=8192)
 
     async def run(url: str) -> Verdict:
         async with EndpointJudge(f"{url}/v1", model="reciter", rubric=RUBRIC) as judge:
@@ -104,9 +104,7 @@ def test_what_a_random_model_writes_is_an_abstention_with_all_of_it(tmp_path: Pa
     assert asyncio.run(reseeded.judge(PROMPT, "one", "two")) == verdict, "greedy, so the seed changes nothing"
 
 
-@pytest.mark.parametrize(
-    ("answer", "said"), [("x" * 9000, "does not fit the model's context"), ("<eos>", "control token")]
-)
+@pytest.mark.parametrize(("answer", "said"), [("x" * 9000, "fills the model's context"), ("<eos>", "control token")])
 def test_a_question_that_the_model_cannot_read_is_an_abstention(answer: str, said: str) -> None:
     verdict = asyncio.run(reciter("Verdict: B").judge(PROMPT, answer, "two"))
     assert (verdict.winner, verdict.raw) == (None, None)

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import CHROMIUM, PASSWORD, chromium, sign_in, workbench
+from browsing import CHROMIUM, chromium
+from serving import PASSWORD, sign_in, workbench
 from sqlalchemy import select
 
 from postgrad.db.engine import sqlite_url

@@ -6,9 +6,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from postgrad.feedback.conversation import Conversations
 from postgrad.feedback.people import OPERATOR, People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Sample
+from postgrad.feedback.speakers import Said
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask
 from postgrad.types import Conversation, Example, Message, SamplingParams
@@ -41,8 +43,17 @@ def client(store: LabelStore) -> TestClient:
     auth = Auth(People(store))
     app = FastAPI()
     auth.install(app)
-    app.include_router(queue_router(LabelQueue(store), auth.allowed("label")))
+    app.include_router(queue_router(Conversations(LabelQueue(store), ()), auth.allowed("label")))
     return TestClient(app, headers=token(store, "ada"))
+
+
+class Parrot:
+    name, checkpoint, timeout_s = "champion", "cd" * 32, 5.0
+
+    async def say(self, conversation: Conversation, *, seed: int) -> Said:
+        return Said(f"You said {conversation.messages[-1].content}", (), "stop", SamplingParams(max_tokens=8))
+
+    async def close(self) -> None: ...
 
 
 def token(store: LabelStore, name: str) -> dict[str, str]:
@@ -66,6 +77,7 @@ def test_a_browser_learns_nothing_about_who_wrote_what(client: TestClient) -> No
     assert not [secret for secret in SECRETS if secret in body]
     assert set(claimed(client)) == {
         "assignment_id", "kind", "prompt", "answers", "details", "lease_until", "draft", "draft_version",
+        "turns",
     }  # fmt: skip
 
 
@@ -122,6 +134,37 @@ def test_a_value_that_does_not_fit_the_task_is_400(
     refused = client.post(url, json={"value": value, "client_key": "x" * 20})
     assert refused.status_code == 400, refused.text
     assert store.counts()["preferences"] == 0
+
+
+def test_a_client_talks_chooses_and_finishes_without_learning_who_spoke(store: LabelStore) -> None:
+    LabelQueue(store).add([NewTask("redteam", "p0", {"harms": ["insult"]}, priority=9)], round_id="r")
+    auth = Auth(People(store))
+    app = FastAPI()
+    auth.install(app)
+    app.include_router(queue_router(Conversations(LabelQueue(store), [Parrot()]), auth.allowed("label")))
+    with TestClient(app, headers=token(store, "ada")) as client:
+        task = claimed(client)
+        url = f"/api/assignments/{task['assignment_id']}"
+        heard = client.post(f"{url}/say", json={"message": "Hello?", "version": task["draft_version"]})
+        task = heard.json()["task"]
+        assert heard.json()["note"] == ""
+        assert task["turns"] == [
+            {"message": "Hello?", "answers": ["You said Hello?"] * 2, "chosen": None, "strength": None}
+        ]
+        assert not [secret for secret in SECRETS if secret in heard.text]
+        stale = client.post(f"{url}/choose", json={"place": 1, "version": 0})
+        assert (stale.status_code, stale.json()["error"]["code"]) == (409, "stale")
+        chosen = client.post(f"{url}/choose", json={"place": 1, "strength": 2, "version": task["draft_version"]})
+        assert (chosen.json()["task"]["turns"][0]["chosen"], chosen.status_code) == (1, 200)
+        value = {"turns": 1, "severity": 1, "harms": ["insult"]}
+        done = client.post(f"{url}/submit", json={"value": value, "client_key": "x" * 20})
+        assert done.status_code == 200, done.text
+        assert client.post(f"{url}/say", json={"message": "More?", "version": 2}).status_code == 409
+
+
+def test_conversations_wait_where_there_is_nobody_to_talk_with(client: TestClient, store: LabelStore) -> None:
+    LabelQueue(store).add([NewTask("converse", "p0", priority=9)], round_id="r")
+    assert claimed(client)["kind"] == "compare"
 
 
 def test_other_peoples_tasks_are_not_mine(client: TestClient, store: LabelStore) -> None:

@@ -1,17 +1,10 @@
 """A labeler's whole shift in a real browser, by keyboard alone, against the real server."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browsing import Person, browsing, needs_browser, serving
 from sqlalchemy import select
 
 from postgrad.db.engine import sqlite_url
@@ -23,14 +16,9 @@ from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask
 from postgrad.types import Conversation, Example, Message, SamplingParams
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PASSWORD = "correct horse battery"
 NUM = 20
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
-    # Playwright's own event loop outlives its last page by a moment.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = needs_browser
 
 
 def sample(prompt_id: str, text: str) -> Sample:
@@ -49,7 +37,7 @@ def fill(store: LabelStore) -> None:
     queue.add([NewTask("compare", c, answer={"tiers": [[0], [1]]}) for c in golden], round_id="r")
     queue.add([NewTask("edit", sides["edit"][1], priority=9)], round_id="r")
     queue.add([NewTask("compare", c) for c in work], round_id="r")
-    queue.add([NewTask("converse", "edit", priority=99)], round_id="r")  # has no page, and stops nobody
+    queue.add([NewTask("converse", "edit", priority=99)], round_id="r")  # no policy, so nobody is handed it
 
 
 @pytest.fixture
@@ -61,45 +49,12 @@ def server(tmp_path: Path) -> Iterator[tuple[str, str]]:
         People(store).add("ada", PASSWORD, "labeler", by=OPERATOR)
     config = tmp_path / "queue.toml"
     config.write_text("exam_tasks = 2\ngold_frac = 0\nrepeat_frac = 0\n", encoding="utf-8")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "postgrad", "label", "serve", "--accounts", "--db", url, "--port", str(port)]
-    # Pages of the server under test must not think that they are a test of NiceGUI's.
-    clean = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-    process = subprocess.Popen([*command, "--config", str(config)], env=clean)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{address}/healthz", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with serving(url, "--accounts", "--config", str(config)) as (address, _):
         yield address, url
-    finally:
-        process.terminate()
-        process.wait()
 
 
-class Shift:
-    """Ada at her keyboard: what she types, and what the page says to it."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def sees(self, said: str) -> None:
-        self.page.locator(".pg-status", has_text=said).wait_for(timeout=60_000)
-
-    def title(self) -> str:
-        return str(self.page.locator(".pg-title").inner_text())
-
-    def answered(self, num: int) -> None:
-        self.page.locator(".pg-count", has_text=f"{num} answered").wait_for(timeout=60_000)
+class Shift(Person):
+    """Ada at her keyboard."""
 
     def key_of_the_good_one(self) -> str:
         first = self.page.locator(".pg-answer").first.inner_text()
@@ -108,12 +63,7 @@ class Shift:
 
 @pytest.fixture
 def ada(server: tuple[str, str]) -> Iterator[Shift]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
-        page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    with browsing() as page:
         page.goto(server[0])
         page.locator("#pg-login").wait_for()
         page.keyboard.type("ada")
@@ -122,7 +72,6 @@ def ada(server: tuple[str, str]) -> Iterator[Shift]:
         page.keyboard.press("Enter")
         page.locator(".pg-answer").first.wait_for(timeout=60_000)
         yield Shift(page)
-        browser.close()
 
 
 def test_a_whole_shift_by_keyboard_loses_nothing(ada: Shift, server: tuple[str, str]) -> None:

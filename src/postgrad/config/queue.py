@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from postgrad.config.sections import Positive, Section, Share
+
+
+class PolicyConfig(Section):
+    """Who answers in a conversation: a `[[policies]]` table of `postgrad label serve --config FILE`."""
+
+    model: str | None = None
+    """Name or directory; at an endpoint, as it calls the model. The workspace's released policy if left out."""
+    endpoint: str | None = None
+    """URL of an OpenAI-compatible API, in place of a model in this process."""
+    key_variable: str | None = None
+    """Environment variable that holds the endpoint's key; none is sent where this is left out."""
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Positive = 256
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """After which an answer has failed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.endpoint is not None and not self.model:
+            raise ValueError("an endpoint needs the name of its model")
+        if self.endpoint is None and self.key_variable is not None:
+            raise ValueError("a key is for an endpoint")
+        return self
 
 
 class QueueConfig(Section):
@@ -35,3 +59,5 @@ class QueueConfig(Section):
     """Share of the answers that must name the same winner for a comparison not to be disputed."""
     too_fast_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds per hundred words shown, below which an answer is flagged as too fast; 0 flags none."""
+    policies: Annotated[tuple[PolicyConfig, ...], Field(max_length=9)] = ()
+    """Each gives one answer a turn; a lone one gives two."""

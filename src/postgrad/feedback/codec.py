@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from postgrad.db.tables import ComparisonRow, LabelRow, PromptRow, SampleRow
-from postgrad.feedback.records import Judged, Sample, Submission
+from postgrad.db.tables import ComparisonRow, LabelRow, PromptRow, SampleRow, TaskRow
+from postgrad.feedback.records import Judged, Sample, Submission, content_id
 from postgrad.feedback.values import check_value
 from postgrad.types import Comparison, Conversation, Message, Preference, SamplingParams, ToolCall
 
@@ -134,3 +134,51 @@ def judged(
         stages=stages,
         details=prompt.details,
     )
+
+
+def judged_turns(
+    row: LabelRow, task: TaskRow, prompt: PromptRow, samples: Mapping[str, SampleRow], kind: Any
+) -> Iterator[Judged]:
+    """Turns of a conversation in which there was something to choose; each prompt includes the turns before."""
+    start, _ = opening(conversation_from_json(prompt.conversation))
+    said = start.messages
+    for i, turn in enumerate(row.value["turns"]):
+        said = (*said, Message("user", turn["message"]))
+        candidates = [samples[sample_id] for sample_id in turn["candidates"]]
+        chosen = turn["chosen"]
+        others = tuple(j for j in range(len(candidates)) if j != chosen)
+        asked = content_id("turn", row.id, i)
+        if others:
+            yield Judged(
+                preference=Preference(
+                    comparison_id=asked,
+                    rater_id=row.rater_id,
+                    tiers=((chosen,), others),
+                    strength=turn["strength"],
+                    rationale=row.rationale,
+                    weight=row.weight,
+                ),
+                comparison=Comparison(
+                    id=asked,
+                    prompt=Conversation(said, start.tools),
+                    answers=tuple(s.text for s in candidates),
+                    sources=tuple(turn["candidates"]),
+                ),
+                order=tuple(turn["order"]),
+                prompt_id=row.prompt_id,
+                round_id=task.round_id,
+                purpose="train",
+                rater_kind=kind,
+                created_at=row.created_at,
+                stages=tuple(s.stage for s in candidates),
+                details=prompt.details,
+            )
+        said = (*said, Message("assistant", candidates[chosen].text))
+
+
+def opening(prompt: Conversation) -> tuple[Conversation, str]:
+    """What a conversation goes on from, and the message that a prompt suggests to begin with: its own last one."""
+    *earlier, last = prompt.messages or (None,)
+    if last is None or last.role != "user":
+        return prompt, ""
+    return Conversation(tuple(earlier), prompt.tools), last.content

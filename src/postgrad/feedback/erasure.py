@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from postgrad.db.tables import AssignmentRow, LabelRow, RaterRow, TaskRow
 from postgrad.feedback.choose import takes_place
+from postgrad.feedback.turns import forget_conversations
 from postgrad.feedback.values import BETWEEN, Kind
 
 WRITTEN: Final[tuple[Kind, ...]] = ("edit", "write", "converse", "redteam")
@@ -19,8 +20,9 @@ WRITTEN: Final[tuple[Kind, ...]] = ("edit", "write", "converse", "redteam")
 def erase_work(session: Session, rater_id: str, *, keep_labels: bool, at: datetime) -> int:
     """Blank everything that a person wrote; how many of their labels are tombstones from now on.
 
-    Judgements survive with `keep_labels`, without their reasons. A label that goes gives its place back to its task,
-    and so does what the person holds; none of it can be answered late, nor drafted.
+    What policies answered in their conversations is deleted. Judgements survive with `keep_labels`, without their
+    reasons. A label that goes gives its place back to its task, and so does what the person holds; none of it can be
+    answered late, nor drafted.
     """
     # Locks the person first, as everything does that they do.
     session.execute(update(RaterRow).where(RaterRow.id == rater_id).values(params={}))
@@ -38,6 +40,7 @@ def erase_work(session: Session, rater_id: str, *, keep_labels: bool, at: dateti
             tasks[row.task_id].done -= 1 if row.state == "submitted" else 0
         row.state, row.closed_at, row.correct = "erased", at, None
     session.flush()
+    forget_conversations(session, rater_id)
     session.execute(update(AssignmentRow).where(mine).values(draft=None, reason=""))
     standing = and_(gone, LabelRow.undone_at.is_(None))
     removed = session.scalar(select(func.count()).select_from(LabelRow).where(standing)) or 0

@@ -229,9 +229,12 @@ def _verdicts(one: Labelled) -> Iterator[tuple[Messages, str, bool]]:
 
 
 def _turns(one: Labelled) -> Iterator[tuple[Messages, list[str], int]]:
-    """(conversation up to the labeler's message, the candidates' texts, which one went on) of each turn."""
+    """(conversation up to the labeler's message, the candidates' texts, which one went on) of each turn.
+
+    A prompt's own last message, where a user says it, was a suggestion for the first turn's.
+    """
     texts = {sample.id: sample.text for sample in one.samples}
-    said = one.messages
+    said = one.messages[:-1] if one.messages and one.messages[-1]["role"] == "user" else one.messages
     for turn in one.value["turns"]:
         said = [*said, {"role": "user", "content": turn["message"]}]
         candidates = [texts[sample_id] for sample_id in turn["candidates"]]

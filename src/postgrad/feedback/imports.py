@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from postgrad.data.readers import read_examples
-from postgrad.db.tables import LabelRow, RoundRow
+from postgrad.db.tables import LabelRow
 from postgrad.errors import ConfigError, DataError
 from postgrad.feedback.foreign import READERS, Judgement, Question
 from postgrad.feedback.gold import known_answer
@@ -86,8 +86,7 @@ def import_labels(store: LabelStore, path: Path, format_name: str, settings: Set
         identifier(settings.round_id, "--round")
     except BadRow as e:
         raise ConfigError(str(e)) from None
-    with store.writing() as session:
-        store.insert(session, RoundRow, [{"id": settings.round_id, "recipe": f"import of {format_name}"}])
+    store.ensure_round(settings.round_id, made_by=f"import of {format_name}")
     if format_name == "prompts":
         return _import_prompts(store, path, settings)
     return _Questions(store, path, format_name, settings).run()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from postgrad.errors import DataError, EngineError
 from postgrad.feedback.judge_prompt import MAX_TOKENS, Verdict, question, read_verdict
-from postgrad.types import Conversation, GenerationRequest, Message, SamplingParams
+from postgrad.feedback.speakers import LocalSpeaker
+from postgrad.types import Conversation, Message, SamplingParams
 
 if TYPE_CHECKING:
     from postgrad.protocols import RolloutEngine
@@ -38,7 +39,8 @@ class LocalJudge:
         rubric: str,
         seed: int = 0,
     ) -> None:
-        self._engine, self._renderer, self._context = engine, renderer, context
+        params = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0)
+        self._speaker = LocalSpeaker(engine, renderer, context=context, checkpoint=checkpoint, params=params)
         self._rubric, self._seed = rubric, seed
         self.params: Mapping[str, Any] = {
             "model": model,
@@ -52,12 +54,7 @@ class LocalJudge:
         """A verdict; an abstention where the question does not fit the model's context or its template."""
         asked = Conversation((Message("user", question(prompt, first, second, rubric=self._rubric)),))
         try:
-            prompt_ids = self._renderer.render_prompt(asked, name="the question")
-            room = self._context - len(prompt_ids)
-            params = SamplingParams(max_tokens=max(1, min(MAX_TOKENS, room)), temperature=0.0)
-            request = GenerationRequest(prompt_ids, params, self._seed)
-            # A call that streams is one that others may overlap.
-            (answer,) = await self._engine.generate([request], lambda index, token: True)
+            answer = await self._speaker.say(asked, seed=self._seed)
         except (DataError, EngineError) as e:
             return Verdict(None, None, str(e))
         return read_verdict(answer.text, whole=answer.finish_reason == "stop")

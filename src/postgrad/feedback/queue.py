@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import and_, bindparam, func, select, update
@@ -19,22 +19,29 @@ from postgrad.config.queue import QueueConfig
 from postgrad.db.tables import (
     AccountRow,
     AssignmentRow,
-    ComparisonAnswerRow,
     GuidelineRow,
     LabelRow,
-    PromptRow,
-    RaterRow,
-    SampleRow,
     TaskRow,
 )
-from postgrad.errors import DataError, StaleError, StoreError
+from postgrad.errors import DataError, StaleError
 from postgrad.feedback import audit, codec
 from postgrad.feedback.agreement import matches
+from postgrad.feedback.assignments import (
+    assigned,
+    by_answer,
+    by_place,
+    check_unfinished,
+    lock_person,
+    now_of,
+    order_of,
+    own,
+    own_with_task,
+)
 from postgrad.feedback.choose import NUM_ANSWERED, next_assignment, takes_place
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Progress, Receipt, task_rows
+from postgrad.feedback.turns import TALKED, forget, is_open, turns_of, whole, without_turns
 from postgrad.feedback.values import KINDS, Kind, check_value
-from postgrad.feedback.votes import earlier_votes
 
 SKIPS_TO_PAUSE: Final = 3
 """People who skip a task before it waits for a lead."""
@@ -42,27 +49,8 @@ ADJUDICATION_PRIORITY: Final = 1_000
 LABELER_KINDS: Final[frozenset[Kind]] = frozenset(KINDS) - {"adjudicate"}
 
 _HELD = select(AssignmentRow).where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "leased")
-_PERSON = (
-    select(RaterRow.kind, AccountRow.state, AccountRow.reason)
-    .outerjoin(AccountRow, AccountRow.rater_id == RaterRow.id)
-    .where(RaterRow.id == bindparam("rater"))
-    .with_for_update(of=RaterRow)
-)
-_ASSIGNMENT = (
-    select(AssignmentRow, TaskRow)
-    .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
-    .where(AssignmentRow.id == bindparam("id"))
-    .with_for_update()
-)
 _BY_KEY = select(LabelRow).where(LabelRow.client_key == bindparam("key"))
 _GUIDELINE = select(func.max(GuidelineRow.version))
-_CONVERSATION = select(PromptRow.conversation).where(PromptRow.id == bindparam("prompt"))
-_SIDES = (
-    select(SampleRow.text)
-    .join(ComparisonAnswerRow, ComparisonAnswerRow.sample_id == SampleRow.id)
-    .where(ComparisonAnswerRow.comparison_id == bindparam("comparison"))
-    .order_by(ComparisonAnswerRow.position)
-)
 
 
 class LabelQueue:
@@ -91,8 +79,8 @@ class LabelQueue:
     def claim(self, rater_id: str, *, kinds: Collection[Kind] = LABELER_KINDS) -> Assigned | Nothing:
         """The task in this person's hands, its lease renewed, or else the next one."""
         with self.store.writing() as session:
-            person = _lock_person(session, rater_id)
-            now = _now(session)
+            person = lock_person(session, rater_id)
+            now = now_of(session)
             held = session.scalars(_HELD, {"rater": rater_id}).first()
             if held is None:
                 if person.state not in (None, "active"):
@@ -103,8 +91,13 @@ class LabelQueue:
                 held = next_assignment(session, rater_id, kinds, self.config, now)
             if held is None:
                 return Nothing("there is nothing to label at the moment")
-            held.lease_until = self._until(now)
-            return _assigned(session, held)
+            held.lease_until = self.until(now)
+            return assigned(session, held)
+
+    def look(self, assignment_id: str, rater_id: str) -> Assigned:
+        """An assignment of one's own as it stands; nothing is renewed."""
+        with self.store.writing() as session:
+            return assigned(session, own(session, assignment_id, rater_id))
 
     def heartbeat(self, assignment_id: str, rater_id: str) -> datetime:
         """Keep a lease alive; until when.
@@ -113,26 +106,26 @@ class LabelQueue:
             StaleError: the lease has gone to somebody else, or the task is answered.
         """
         with self.store.writing() as session:
-            row = _own(session, assignment_id, rater_id)
+            row = own(session, assignment_id, rater_id)
             if row.state != "leased":
                 raise StaleError(f"this task is {row.state}; reload the page for the next one")
-            row.lease_until = self._until(_now(session))
+            row.lease_until = self.until(now_of(session))
             return row.lease_until
 
     def save_draft(self, assignment_id: str, rater_id: str, draft: Mapping[str, Any], *, version: int) -> int:
-        """Keep what is not finished; the draft's new version.
+        """Keep what is not finished; the draft's new version. Of a conversation, the turns stay as they are.
 
         Raises:
             StaleError: another tab has saved since `version` was read.
         """
         with self.store.writing() as session:
-            row = _own(session, assignment_id, rater_id)
-            if row.state not in ("leased", "expired"):
-                raise StaleError(f"this task is {row.state}; reload the page for the next one")
-            if row.draft_version != version:
-                raise StaleError("this draft was changed in another tab or window; reload to see it")
-            row.draft, row.draft_version = codec.plain(draft), version + 1
-            row.lease_until = max(row.lease_until, self._until(_now(session)))
+            row = own(session, assignment_id, rater_id)
+            check_unfinished(row, version)
+            kept = codec.plain(draft)
+            if session.get_one(TaskRow, row.task_id).kind in TALKED:
+                kept = {**kept, "turns": turns_of(row.draft)}
+            row.draft, row.draft_version = kept, version + 1
+            row.lease_until = max(row.lease_until, self.until(now_of(session)))
             return row.draft_version
 
     def submit(  # noqa: D417 - the other arguments say what they are
@@ -148,7 +141,8 @@ class LabelQueue:
         """Store an answer; the same key with the same content again is the same answer, and gets the same receipt.
 
         Args:
-            value: as `postgrad.feedback.values` defines it, but that tiers speak of places on the screen, 0 the first.
+            value: as `postgrad.feedback.values` defines it, but that tiers speak of places on the screen, 0 the first,
+                and the turns of a conversation are their number.
             milliseconds: that the person spent, as their browser says.
 
         Raises:
@@ -156,18 +150,24 @@ class LabelQueue:
             StaleError: the lease ran out and others have the task, or it was answered in another tab.
         """
         with self.store.writing() as session:
-            _lock_person(session, rater_id)
-            row, task = _own_with_task(session, assignment_id, rater_id)
-            checked = check_value(task.kind, value, num_answers=len(_order(row)), details=task.details)
-            checked = _by_answer(checked, row)
+            lock_person(session, rater_id)
+            row, task = own_with_task(session, assignment_id, rater_id)
             stored = session.scalars(_BY_KEY, {"key": client_key}).first()
+            if stored is None:
+                self._take(row, task)
+            said = turns_of(row.draft if stored is None else stored.value)
+            if task.kind in TALKED:
+                value = whole(value, said)
+            checked = check_value(task.kind, value, num_answers=len(order_of(row)), details=task.details)
+            checked = by_answer(checked, row)
             if stored is not None:
                 if (stored.assignment_id, stored.value, stored.undone_at) != (assignment_id, checked, None):
                     raise StaleError(f"client key {client_key!r} names another answer, or an undone one; use a new key")
                 return Receipt(stored.id, assignment_id, stored.created_at)
-            now = _now(session)
-            self._take(row, task)
+            now = now_of(session)
             row.state, row.closed_at, row.draft = "submitted", now, None
+            if task.kind in TALKED:
+                forget(session, [sample_id for turn in said if is_open(turn) for sample_id in turn["candidates"]])
             label = LabelRow(
                 kind=task.kind,
                 prompt_id=task.prompt_id,
@@ -212,13 +212,13 @@ class LabelQueue:
         if not reason.strip():
             raise DataError("a skipped task needs a reason, which helps to mend it")
         with self.store.writing() as session:
-            _lock_person(session, rater_id)
-            row, task = _own_with_task(session, assignment_id, rater_id)
+            lock_person(session, rater_id)
+            row, task = own_with_task(session, assignment_id, rater_id)
             if row.state == "skipped":
                 return task.id
             if row.state != "leased":
                 raise StaleError(f"this task is {row.state}; reload the page for the next one")
-            now = _now(session)
+            now = now_of(session)
             row.state, row.reason, row.closed_at = "skipped", reason.strip(), now
             if takes_place(row):
                 task.free += 1
@@ -238,7 +238,7 @@ class LabelQueue:
         What they held in its place goes back to the queue, with its draft. None where there is nothing to undo.
         """
         with self.store.writing() as session:
-            _lock_person(session, rater_id)
+            lock_person(session, rater_id)
             last = session.scalars(
                 select(LabelRow)
                 .where(LabelRow.rater_id == rater_id, LabelRow.undone_at.is_(None), LabelRow.assignment_id.is_not(None))
@@ -247,7 +247,7 @@ class LabelQueue:
             ).first()
             if last is None:
                 return None
-            now = _now(session)
+            now = now_of(session)
             row = session.get_one(AssignmentRow, last.assignment_id)
             held = session.scalars(_HELD, {"rater": rater_id}).first()
             both = [row.task_id] if held is None else [row.task_id, held.task_id]
@@ -260,12 +260,14 @@ class LabelQueue:
             task = session.get_one(TaskRow, row.task_id)
             task.done -= 1 if takes_place(row) else 0
             row.state, row.closed_at, row.correct = "leased", None, None
-            row.draft = {"value": _by_place(last.value, row), "rationale": last.rationale}
+            row.draft = {"value": by_place(last.value, row), "rationale": last.rationale}
+            if task.kind in TALKED:
+                row.draft = {**row.draft, "value": without_turns(last.value), "turns": turns_of(last.value)}
             row.draft_version += 1
-            row.lease_until = self._until(now)
+            row.lease_until = self.until(now)
             session.flush()
             audit.record(session, actor=rater_id, action="undo", about=f"label {last.id}", at=now)
-            return _assigned(session, row)
+            return assigned(session, row)
 
     def progress(self) -> list[Progress]:
         """How far the queue is, by kind of task."""
@@ -284,7 +286,7 @@ class LabelQueue:
     def per_hour(self, *, hours: int = 24) -> list[tuple[datetime, int]]:
         """Standing labels of people in each of the last hours, oldest first."""
         with self.store.reading() as session:
-            now = _now(session)
+            now = now_of(session)
             first = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours - 1)
             made = select(LabelRow.created_at).where(
                 LabelRow.created_at >= first, LabelRow.undone_at.is_(None), LabelRow.assignment_id.is_not(None)
@@ -301,7 +303,7 @@ class LabelQueue:
     def sweep(self) -> int:
         """Hand the places of expired leases back; how many there were."""
         with self.store.writing() as session:
-            now = _now(session)
+            now = now_of(session)
             over = select(AssignmentRow).where(AssignmentRow.state == "leased", AssignmentRow.lease_until < now)
             over = over.order_by(AssignmentRow.task_id)
             rows = session.scalars(over.with_for_update(skip_locked=True)).all()
@@ -332,7 +334,7 @@ class LabelQueue:
     def add_guideline(self, text: str, *, author_id: str) -> int:
         """A new version, which labels name from now on."""
         with self.store.writing() as session:
-            now = _now(session)
+            now = now_of(session)
             row = GuidelineRow(text=text, author_id=author_id, created_at=now)
             session.add(row)
             session.flush()
@@ -347,7 +349,8 @@ class LabelQueue:
             row = session.scalars(select(GuidelineRow).order_by(GuidelineRow.version.desc()).limit(1)).first()
             return None if row is None else (row.version, row.text)
 
-    def _until(self, now: datetime) -> datetime:
+    def until(self, now: datetime) -> datetime:
+        """When a lease renewed now ends."""
         return now + timedelta(seconds=self.config.lease_s)
 
     def _take(self, row: AssignmentRow, task: TaskRow) -> None:
@@ -396,82 +399,7 @@ class LabelQueue:
             self.store.insert(session, TaskRow, task_rows(session, [ruling], task.round_id))
 
 
-def _now(session: Session) -> datetime:
-    """By the database's clock where it has one, so that servers on several machines agree."""
-    if session.get_bind().dialect.name == "postgresql":
-        now = session.scalar(select(func.clock_timestamp()))
-        assert isinstance(now, datetime)
-        return now.astimezone(UTC)
-    return datetime.now(UTC)
-
-
-def _lock_person(session: Session, rater_id: str) -> Any:
-    """One thing at a time for each person; their account's state and reason where they have one."""
-    person = session.execute(_PERSON, {"rater": rater_id}).first()
-    if person is None:
-        raise StoreError(f"rater {rater_id!r} is unknown; add it before it labels")
-    if person.kind != "human":
-        raise StoreError(f"rater {rater_id!r} is of kind {person.kind!r}, and the queue is for people")
-    return person
-
-
-def _own(session: Session, assignment_id: str, rater_id: str) -> AssignmentRow:
-    row = session.get(AssignmentRow, assignment_id, with_for_update=True)
-    if row is None or row.rater_id != rater_id:
-        raise DataError(f"there is no assignment {assignment_id!r} of yours")
-    return row
-
-
-def _own_with_task(session: Session, assignment_id: str, rater_id: str) -> tuple[AssignmentRow, TaskRow]:
-    found = session.execute(_ASSIGNMENT, {"id": assignment_id}).first()
-    if found is None or found.AssignmentRow.rater_id != rater_id:
-        raise DataError(f"there is no assignment {assignment_id!r} of yours")
-    return found.AssignmentRow, found.TaskRow
-
-
 def _release(session: Session, row: AssignmentRow, now: datetime) -> None:
     row.state, row.closed_at = "expired", now
     if takes_place(row):
         session.execute(update(TaskRow).where(TaskRow.id == row.task_id).values(free=TaskRow.free + 1))
-
-
-def _order(row: AssignmentRow) -> list[int]:
-    return [int(i) for i in row.display_order.split(",")] if row.display_order else []
-
-
-def _by_answer(value: dict[str, Any], row: AssignmentRow) -> dict[str, Any]:
-    """Tiers of places on the screen as tiers of answers."""
-    order = _order(row)
-    return value | {"tiers": [sorted(order[i] for i in tier) for tier in value["tiers"]]} if order else value
-
-
-def _by_place(value: dict[str, Any], row: AssignmentRow) -> dict[str, Any]:
-    order = _order(row)
-    return value | {"tiers": [sorted(order.index(i) for i in tier) for tier in value["tiers"]]} if order else value
-
-
-def _assigned(session: Session, row: AssignmentRow) -> Assigned:
-    session.flush()
-    task = session.get_one(TaskRow, row.task_id)
-    conversation = session.scalar(_CONVERSATION, {"prompt": task.prompt_id})
-    assert conversation is not None
-    texts: list[str] = []
-    if task.sample_id is not None:
-        texts = [session.get_one(SampleRow, task.sample_id).text]
-    elif task.comparison_id is not None:
-        texts = list(session.scalars(_SIDES, {"comparison": task.comparison_id}))
-    order = tuple(_order(row) or range(len(texts)))
-    kind: Any = task.kind
-    return Assigned(
-        id=row.id,
-        task_id=task.id,
-        kind=kind,
-        prompt=codec.conversation_from_json(conversation),
-        answers=tuple(texts[i] for i in order),
-        order=order,
-        details=task.details,
-        lease_until=row.lease_until,
-        draft=row.draft,
-        draft_version=row.draft_version,
-        votes=earlier_votes(session, task.comparison_id, order) if kind == "adjudicate" and task.comparison_id else (),
-    )

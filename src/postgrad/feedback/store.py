@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Select, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -30,6 +30,7 @@ from postgrad.db.tables import (
     RaterRow,
     RoundRow,
     SampleRow,
+    TaskRow,
 )
 from postgrad.errors import StoreError
 from postgrad.feedback import codec
@@ -71,6 +72,11 @@ class LabelStore:
 
     def add_round(self, round_id: str, *, recipe: str) -> None:
         self._insert_named(RoundRow, [{"id": round_id, "recipe": recipe}], ("recipe",))
+
+    def ensure_round(self, round_id: str, *, made_by: str) -> None:
+        """A round to put tasks into; one that is there stays as it is."""
+        with self.writing() as session:
+            self.insert(session, RoundRow, [{"id": round_id, "recipe": made_by}])
 
     def add_prompts(self, examples: Iterable[Example]) -> None:
         """Store prompts with their targets and metadata; demonstrations stay in their files."""
@@ -242,17 +248,20 @@ class LabelStore:
     ) -> Iterator[Judged]:
         """Standing preferences in the order of their submission; of all rounds where `round_id` is None.
 
+        With "converse" among the kinds, the turns of conversations come after them: what was chosen over the other
+        candidates, given all that was said before. These are for "train" alone.
+
         Abstentions are among them; what a rater was asked a second time, to see whether they agree with
         themselves, is not, and with `repeats` nothing else is. Model judges are left out, unless they are asked for,
         all with `judges` or one by its `rater_id`.
         """
         repeat = exists().where(AssignmentRow.id == LabelRow.assignment_id, AssignmentRow.repeat)
-        query = _live_preferences(purpose, round_id).where(LabelRow.kind.in_(kinds)).order_by(LabelRow.id)
-        query = query.where(repeat if repeats else ~repeat)
+        wanted = [repeat if repeats else ~repeat]
         if rater_id is not None:
-            query = query.where(LabelRow.rater_id == rater_id)
+            wanted.append(LabelRow.rater_id == rater_id)
         elif not judges:
-            query = query.where(~_BY_JUDGE)
+            wanted.append(~_BY_JUDGE)
+        query = _live_preferences(purpose, round_id).where(LabelRow.kind.in_(kinds), *wanted).order_by(LabelRow.id)
         with self.reading() as session:
             who: dict[str, Any] = {row.id: row.kind for row in session.execute(select(RaterRow.id, RaterRow.kind))}
             for batch in _batches(list(session.scalars(query.with_only_columns(LabelRow.id)))):
@@ -261,6 +270,8 @@ class LabelStore:
                 for row in rows:
                     assert row.comparison_id is not None
                     yield codec.judged(row, *asked[row.comparison_id], who[row.rater_id])
+            if "converse" in kinds and purpose == "train":
+                yield from _turns(session, round_id, wanted)
 
     def samples(self, *, round_id: str, stage: str | None = None) -> Iterator[Sample]:
         query = select(SampleRow).where(SampleRow.round_id == round_id).order_by(SampleRow.prompt_id, SampleRow.id)
@@ -405,6 +416,25 @@ def _live_preferences(purpose: Purpose, round_id: str | None) -> Select[LabelRow
         .where(LabelRow.undone_at.is_(None), LabelRow.kind.in_(BETWEEN), ComparisonRow.purpose == purpose)
     )
     return query if round_id is None else query.where(ComparisonRow.round_id == round_id)
+
+
+def _turns(session: Session, round_id: str | None, wanted: Sequence[ColumnElement[bool]]) -> Iterator[Judged]:
+    """Each choice in a standing conversation as a preference."""
+    query = (
+        select(LabelRow.id)
+        .join(TaskRow, TaskRow.id == LabelRow.task_id)
+        .where(LabelRow.kind == "converse", LabelRow.undone_at.is_(None), ~TaskRow.gold, *wanted)
+        .order_by(LabelRow.id)
+    )
+    if round_id is not None:
+        query = query.where(TaskRow.round_id == round_id)
+    told = select(LabelRow, TaskRow, PromptRow, RaterRow.kind).join(TaskRow, TaskRow.id == LabelRow.task_id)
+    told = told.join(PromptRow, PromptRow.id == LabelRow.prompt_id).join(RaterRow, RaterRow.id == LabelRow.rater_id)
+    for batch in _batches(list(session.scalars(query))):
+        for row, task, prompt, kind in session.execute(told.where(LabelRow.id.in_(batch)).order_by(LabelRow.id)):
+            names = {sample_id for turn in row.value["turns"] for sample_id in turn["candidates"]}
+            samples = {s.id: s for s in session.scalars(select(SampleRow).where(SampleRow.id.in_(names)))}
+            yield from codec.judged_turns(row, task, prompt, samples, kind)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -14,6 +14,7 @@ from postgrad.db.tables import ComparisonAnswerRow, ComparisonRow, PromptRow, Sa
 from postgrad.errors import DataError, StoreError
 from postgrad.feedback import codec
 from postgrad.feedback.records import content_id
+from postgrad.feedback.turns import ShownTurn
 from postgrad.feedback.values import ABOUT_ONE, BETWEEN, Kind, check_value
 from postgrad.types import Conversation
 
@@ -67,6 +68,8 @@ class Assigned:
     draft_version: int
     votes: tuple[Vote, ...] = ()
     """Of an adjudication: what the others said."""
+    turns: tuple[ShownTurn, ...] = ()
+    """What was said so far, where the task is to talk."""
 
 
 @dataclass(frozen=True, slots=True)

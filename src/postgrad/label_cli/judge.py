@@ -117,21 +117,17 @@ async def _open_judge(
 
 
 def _local_judge(checkpoint: str, rubric: str, seed: int) -> Judge:
-    from postgrad.engine.local import LocalEngine
     from postgrad.feedback.local_judge import LocalJudge
-    from postgrad.models.load import load_policy
     from postgrad.models.pull import resolve
     from postgrad.run import sha256_tree
-    from postgrad.text import Renderer, load_tokenizer
+    from postgrad.serve.load import load_engine
 
     path = resolve(checkpoint)
-    renderer = Renderer(load_tokenizer(path))
-    policy = load_policy(path).requires_grad_(False)
-    engine = LocalEngine(policy, stop_ids=renderer.stop_ids, decode=renderer.decode)
+    engine, renderer, context = load_engine(path)
     return LocalJudge(
         engine,
         renderer,
-        context=policy.context,
+        context=context,
         model=path.name,
         checkpoint=sha256_tree(path),
         rubric=rubric,

@@ -383,5 +383,3 @@ _FORMS: Final[dict[Kind, Callable[[Assigned, Changed, Callable[[], Any]], Form]]
     "write": lambda task, changed, send: TextForm(task, changed, send, original=None),
     "review": lambda task, changed, send: ReviewForm(task, changed),
 }
-FORM_KINDS: Final = frozenset(_FORMS)
-"""Kinds of task that the page can show; the others wait for who asks through the API."""

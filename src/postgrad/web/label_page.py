@@ -12,17 +12,20 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from nicegui import run, ui
+from nicegui import background_tasks, run, ui
 from nicegui.events import KeyEventArguments
 
 from postgrad.errors import AccessError, PostgradError, StaleError
+from postgrad.feedback.codec import opening
+from postgrad.feedback.conversation import Conversations, Heard
 from postgrad.feedback.people import Permission
-from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.tasks import Assigned, Nothing
-from postgrad.web.forms import FORM_KINDS, Form, form_for
+from postgrad.feedback.turns import TALKED, ShownTurn
+from postgrad.web.forms import Form, form_for
 from postgrad.web.frame import Visitor, header, rendered
 from postgrad.web.queue_api import kinds_for
 from postgrad.web.render import to_html
+from postgrad.web.talk_form import TalkForm
 
 DRAFT_DELAY_S: Final = 0.6
 LOOK_AGAIN_S: Final = 10.0
@@ -30,12 +33,12 @@ _FOCUS: Final = """
 document.addEventListener('keydown', (event) => {
   const busy = ['INPUT', 'TEXTAREA', 'SELECT'].includes(event.target.tagName);
   if (busy || event.ctrlKey || event.metaKey || event.altKey) return;
-  const boxes = {r: '.pg-remark', c: '.pg-reason', s: '.pg-skip'};
+  const boxes = {r: '.pg-remark', c: '.pg-reason', s: '.pg-skip', m: '.pg-say'};
   const box = document.querySelector(boxes[event.key.toLowerCase()] || 'none');
   if (!box) return;
   event.preventDefault();
   box.classList.remove('hidden');
-  box.querySelector('input').focus();
+  box.querySelector('input, textarea').focus();
 });
 """
 """In the browser, because the letter after R belongs to the remark already, and no server is that quick."""
@@ -43,6 +46,7 @@ KEYS: Final = (
     ("1 to 7", "grade a comparison, from A much better to B much better; 4 is a tie"),
     ("0", "both bad"),
     ("C", "cannot judge, with a reason"),
+    ("M", "write on in a conversation; Ctrl+Enter says it, a number chooses an answer"),
     ("Enter", "send (Ctrl+Enter inside a text)"),
     ("S", "skip, with a reason"),
     ("U", "undo your last answer"),
@@ -56,8 +60,9 @@ KEYS: Final = (
 class LabelPage:
     """One browser tab of one person."""
 
-    def __init__(self, queue: LabelQueue, visitor: Visitor) -> None:
-        self._queue, self._visitor, self._rater = queue, visitor, visitor.loaded_by.id
+    def __init__(self, talks: Conversations, visitor: Visitor) -> None:
+        self._talks, self._queue = talks, talks.queue
+        self._visitor, self._rater = visitor, visitor.loaded_by.id
         self._task: Assigned | None = None
         self._form: Form | None = None
         self._version = 0
@@ -65,6 +70,7 @@ class LabelPage:
         self._shown_at = 0.0
         self._busy = False
         self._turn = asyncio.Lock()
+        self._choosing: asyncio.Task[None] | None = None
         self._draft_timer: ui.timer | None = None
 
     async def build(self) -> None:
@@ -102,8 +108,6 @@ class LabelPage:
 
     async def next(self) -> None:
         got = await self._ask(self._claim, permission=None)
-        if isinstance(got, Assigned) and got.kind not in FORM_KINDS:
-            got = Nothing(f"you hold a {got.kind} task through the API; finish or skip it there")
         if got is not None:
             await self._show(got)
 
@@ -113,7 +117,7 @@ class LabelPage:
             account = self._visitor.account("label")
         except AccessError as e:
             return Nothing(str(e))
-        return self._queue.claim(account.id, kinds=kinds_for(account) & FORM_KINDS)
+        return self._queue.claim(account.id, kinds=kinds_for(account, self._talks))
 
     async def send(self) -> None:
         await self._once(self._send)
@@ -137,6 +141,7 @@ class LabelPage:
     async def _send(self) -> None:
         if self._task is None or self._form is None:
             return
+        await self._chosen()
         value = self._form.value()
         if value is None:
             self._say(f"Not sent: {self._form.missing()}.", "warning")
@@ -208,11 +213,13 @@ class LabelPage:
             self._count.text = f"{answered} answered"
             return
         self._task, self._version = got, got.draft_version
-        self._form = form_for(got, self._changed, self.send)
+        talk = TalkForm(got, self._changed, self) if got.kind in TALKED else None
+        self._form = talk or form_for(got, self._changed, self.send)
+        prompt = opening(got.prompt)[0] if talk else got.prompt
         with self._main:
             ui.label(_TITLES[got.kind]).classes("pg-title")
             with ui.column().classes("pg-prompt"):
-                for message in got.prompt.messages:
+                for message in prompt.messages:
                     with ui.element("div").classes(f"pg-message pg-{message.role}"):
                         ui.label(message.role).classes("pg-role")
                         ui.html(to_html(message.content), sanitize=True).classes("pg-text")
@@ -221,11 +228,14 @@ class LabelPage:
             self._remark.on("keydown.ctrl.enter.prevent", self.send)
             self._remark.on("keydown.escape", js_handler="(e) => e.target.blur()")
             with ui.button(on_click=self.send).props("no-caps unelevated").classes("pg-send"):
-                ui.html("<kbd>Enter</kbd> Send", sanitize=True)
+                ui.html(f"<kbd>Enter</kbd> {'Finish' if talk else 'Send'}", sanitize=True)
         if got.draft is not None:
             self._form.restore(got.draft["value"])
             self._remark.value = got.draft["rationale"]
             self._cancel_draft()
+        if talk and self._talks.is_under_way(got.id):
+            talk.wait(got.turns[-1].message)
+            background_tasks.create(self._hear(self._talks.heard(got.id, self._rater), got, talk, got.turns))
         self._shown_at = time.monotonic()
         self._count.text = f"{answered} answered"
         with self._main:  # whatever called this may stand in what was just cleared
@@ -263,7 +273,9 @@ class LabelPage:
             self._draft_timer = None
 
     async def _draft_is_due(self) -> None:
-        if not self._busy:
+        if self._is_waiting():  # the draft is about to change
+            self._changed()
+        elif not self._busy:
             await self._save_draft()
 
     async def _save_draft(self) -> None:
@@ -271,10 +283,64 @@ class LabelPage:
             return
         self._draft_timer = None
         draft = {"value": self._form.draft(), "rationale": str(self._remark.value or "")}
-        version = await self._ask(self._queue.save_draft, self._task.id, self._rater, draft, version=self._version)
-        if version is not None:
-            self._version = version
+        if await self._ask(self._queue.save_draft, self._task.id, self._rater, draft, as_seen=True) is not None:
             self._say("Draft saved.", "info")
+
+    async def say(self, message: str) -> None:
+        """Say something in the conversation that is shown."""
+        task, form = self._task, self._form
+        assert task is not None
+        assert isinstance(form, TalkForm)
+        await self._chosen()
+        self._cancel_draft()
+        before = form.turns
+        form.wait(message)
+        async with self._turn:  # after a draft that is under way
+            version = self._version
+        await self._hear(self._answers(task, message, version), task, form, before)
+
+    async def _answers(self, task: Assigned, message: str, version: int) -> Heard:
+        await run.io_bound(self._visitor.account, "label")
+        return await self._talks.say(task.id, self._rater, message, version=version)
+
+    async def _hear(
+        self, answers: Awaitable[Heard], task: Assigned, form: TalkForm, before: tuple[ShownTurn, ...]
+    ) -> None:
+        """Wait for the answers and show them, if their task is still the one that is shown."""
+        said = form.turns[-1].message
+        try:
+            heard = await answers
+        except PostgradError as e:
+            if self._form is form:
+                form.unsaid(said, before, f"Not said: {e}.")
+            return
+        if self._form is form:
+            self._version = heard.task.draft_version
+            form.hear(heard.task.turns, f"{heard.note[:1].upper()}{heard.note[1:]}")
+            self._say("The answers are saved." if form.turns[-1].answers else "", "info")
+
+    def choose(self, place: int, strength: int | None, before: ShownTurn) -> None:
+        """Go on with an answer of the conversation that is shown."""
+        task, form = self._task, self._form
+        assert task is not None
+        assert isinstance(form, TalkForm)
+
+        async def ask() -> None:
+            got = await self._ask(self._talks.choose, task.id, self._rater, place, strength=strength, as_seen=True)
+            if got is None:
+                form.unpick(before)
+            else:
+                self._say("Your choice is saved.", "positive")
+
+        self._choosing = background_tasks.create(ask())
+
+    async def _chosen(self) -> None:
+        """Wait for a choice that is on its way."""
+        if self._choosing is not None:
+            await self._choosing
+
+    def _is_waiting(self) -> bool:
+        return isinstance(self._form, TalkForm) and self._form.is_waiting
 
     async def _heartbeat(self) -> None:
         if self._task is not None and not self._busy:
@@ -285,18 +351,30 @@ class LabelPage:
             await self.next()
 
     async def _ask(
-        self, call: Any, *args: Any, nothing: str = "", permission: Permission | None = "label", **kwargs: Any
+        self,
+        call: Any,
+        *args: Any,
+        nothing: str = "",
+        permission: Permission | None = "label",
+        as_seen: bool = False,
+        **kwargs: Any,
     ) -> Any:
-        """Have the queue do something; None, and the reason on the page, where it would not."""
+        """Have the queue do something; None, and the reason on the page, where it would not.
 
-        def guarded() -> Any:
+        With `as_seen` only if the draft is as this page knows it, which changes it.
+        """
+
+        def guarded(**seen: int) -> Any:
             if permission is not None:
                 self._visitor.account(permission)
-            return call(*args, **kwargs)
+            return call(*args, **kwargs, **seen)
 
         try:
             async with self._turn:
-                result = await run.io_bound(guarded)
+                seen = {"version": self._version} if as_seen else {}
+                result: Any = await run.io_bound(guarded, **seen)
+                if as_seen:
+                    self._version = result.draft_version if isinstance(result, Assigned) else result
             if result is None and nothing:
                 self._say(nothing, "info")
             return result
@@ -321,4 +399,6 @@ _TITLES: Final = {
     "edit": "Make this answer right",
     "write": "Write the answer",
     "review": "Judge every step",
+    "converse": "Talk with the model",
+    "redteam": "Make the model fail",
 }

@@ -5,16 +5,19 @@ that is all a client needs to lose nothing.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from postgrad.feedback.codec import conversation_to_json
+from postgrad.feedback.conversation import Conversations
 from postgrad.feedback.people import Account
-from postgrad.feedback.queue import LABELER_KINDS, LabelQueue
+from postgrad.feedback.queue import LABELER_KINDS
 from postgrad.feedback.tasks import Assigned, Nothing, Receipt
-from postgrad.feedback.values import KINDS, Kind
+from postgrad.feedback.turns import TALKED
+from postgrad.feedback.values import KINDS, MAX_CHARACTERS, Kind
 
 MAX_RATIONALE = 20_000
 
@@ -35,19 +38,31 @@ class Draft(_Body):
     version: Annotated[int, Field(ge=0)]
 
 
-def queue_router(queue: LabelQueue, labeler: Callable[[Request], Account]) -> APIRouter:
+class Message(_Body):
+    message: Annotated[str, Field(max_length=MAX_CHARACTERS)]
+    version: Annotated[int, Field(ge=0)]
+
+
+class Choice(_Body):
+    place: Annotated[int, Field(ge=0)]
+    version: Annotated[int, Field(ge=0)]
+    strength: Annotated[int, Field(ge=1, le=3)] | None = None
+
+
+def queue_router(talks: Conversations, labeler: Callable[[Request], Account]) -> APIRouter:
     """Routes below /api.
 
     Args:
-        queue: whose tasks are handed out.
+        talks: in the queue whose tasks are handed out.
         labeler: a dependency that says who asks, or refuses.
     """
+    queue = talks.queue
     router = APIRouter(prefix="/api")
     Labeler = Annotated[Account, Depends(labeler)]
 
     @router.post("/claim")
     def claim(labeler: Labeler) -> dict[str, Any]:
-        return offered(queue.claim(labeler.id, kinds=kinds_for(labeler)))
+        return offered(queue.claim(labeler.id, kinds=kinds_for(labeler, talks)))
 
     @router.post("/assignments/{assignment_id}/heartbeat")
     def heartbeat(assignment_id: str, labeler: Labeler) -> dict[str, Any]:
@@ -56,6 +71,17 @@ def queue_router(queue: LabelQueue, labeler: Callable[[Request], Account]) -> AP
     @router.put("/assignments/{assignment_id}/draft")
     def save_draft(assignment_id: str, body: Draft, labeler: Labeler) -> dict[str, Any]:
         return {"version": queue.save_draft(assignment_id, labeler.id, body.draft, version=body.version)}
+
+    @router.post("/assignments/{assignment_id}/say")
+    async def say(assignment_id: str, body: Message, labeler: Labeler) -> dict[str, Any]:
+        heard = await talks.say(assignment_id, labeler.id, body.message, version=body.version)
+        return offered(heard.task) | {"note": heard.note}
+
+    @router.post("/assignments/{assignment_id}/choose")
+    def choose(assignment_id: str, body: Choice, labeler: Labeler) -> dict[str, Any]:
+        return offered(
+            talks.choose(assignment_id, labeler.id, body.place, version=body.version, strength=body.strength)
+        )
 
     @router.post("/assignments/{assignment_id}/submit")
     def submit(assignment_id: str, body: Answer, labeler: Labeler) -> dict[str, Any]:
@@ -103,13 +129,15 @@ def offered(task: Assigned | Nothing) -> dict[str, Any]:
             "draft": task.draft,
             "draft_version": task.draft_version,
             **(votes if task.kind == "adjudicate" else {}),
+            "turns": [asdict(turn) for turn in task.turns],
         }
     }
 
 
-def kinds_for(account: Account) -> frozenset[Kind]:
-    """Kinds of task that an account may do."""
-    return frozenset(KINDS) if "adjudicate" in account.permissions else LABELER_KINDS
+def kinds_for(account: Account, talks: Conversations) -> frozenset[Kind]:
+    """Kinds of task that an account may do here: conversations only where there is somebody to talk with."""
+    allowed = frozenset(KINDS) if "adjudicate" in account.permissions else LABELER_KINDS
+    return allowed if talks.is_open else allowed - TALKED
 
 
 def _receipt(receipt: Receipt) -> dict[str, Any]:

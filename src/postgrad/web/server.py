@@ -14,6 +14,7 @@ from fastapi.responses import RedirectResponse
 from nicegui import ui
 
 from postgrad.errors import PostgradError
+from postgrad.feedback.conversation import Conversations
 from postgrad.feedback.queue import LabelQueue
 from postgrad.web.auth import Auth
 from postgrad.web.frame import admit, css
@@ -29,19 +30,21 @@ RECONNECT_S: Final = 120.0
 _log = logging.getLogger(__name__)
 
 
-def create_workbench(queue: LabelQueue, auth: Auth) -> FastAPI:
+def create_workbench(talks: Conversations, auth: Auth) -> FastAPI:
     """The application; one for each process, because its pages belong to the process."""
+    queue = talks.queue
 
     @asynccontextmanager
     async def sweeping(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(_sweep(queue))
         yield
         task.cancel()
+        await talks.close()
 
     app = FastAPI(title="postgrad workbench", lifespan=sweeping, docs_url="/api/docs", redoc_url=None)
     auth.install(app)
     app.add_middleware(SafeHeaders)
-    app.include_router(queue_router(queue, auth.allowed("label")))
+    app.include_router(queue_router(talks, auth.allowed("label")))
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -53,7 +56,7 @@ def create_workbench(queue: LabelQueue, auth: Auth) -> FastAPI:
         if isinstance(visitor, RedirectResponse):
             return visitor
         ui.add_css(css())
-        await LabelPage(queue, visitor).build()
+        await LabelPage(talks, visitor).build()
         return None
 
     add_lead_pages(queue, auth)
