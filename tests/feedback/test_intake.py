@@ -91,6 +91,6 @@ def test_many_bad_rows_are_counted_and_the_first_are_listed(tmp_path: Path) -> N
     for line in range(1, 31):
         bad.add(line, BadRow("no"))
     with pytest.raises(DataError, match=r"30 of 40 rows.*line 20: no; and 10 more$"):
-        bad.check(40)
+        bad.check(40, skip=False)
     with pytest.raises(DataError, match="holds no rows"):
-        BadRows(tmp_path / "x").check(0)
+        BadRows(tmp_path / "x").check(0, skip=False)
