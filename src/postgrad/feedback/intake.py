@@ -56,7 +56,7 @@ class BadRows:
             more = [f"and {self._num - _MAX_LISTED} more"] if self._num > _MAX_LISTED else []
             listed = "; ".join([*self._listed, *more])
             raise DataError(
-                f"{str(self._path)!r}: mend or remove {self._num} of {total} rows, nothing was imported: {listed}"
+                f"{str(self._path)!r}: mend or remove {self._num} of {total} rows, nothing was taken from it: {listed}"
             )
 
 
