@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from postgrad.errors import DataError, StoreError
 from postgrad.types import Group, Trajectory
 
+CERTIFICATE = "certificate.json"
+"""Beside a reward model: what it was found to be worth."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

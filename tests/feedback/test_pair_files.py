@@ -19,7 +19,7 @@ from postgrad.types import Message
 def read(tmp_path: Path, rows: list[dict[str, Any]], **cfg: Any) -> list[Found]:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    return read_pair_file(path, PairSourceConfig(path=path.name, **cfg))[0]
+    return read_pair_file(path, PairSourceConfig(path=path.name, **cfg), stop=True).found
 
 
 def said(pair: Pair) -> tuple[list[str], str, str]:
@@ -101,7 +101,9 @@ def test_pairs_take_text_messages_and_prompts_within_the_sides(tmp_path: Path) -
     assert found[0].pair.prompt.messages == (Message("user", "Q?"),)
     assert len({f.pair.prompt_id for f in found}) == 1
     path = tmp_path / "rows.jsonl.gz"
-    assert read_pair_file(path, PairSourceConfig(format="pairs", path="x", at_least={"p": 0.9}))[1] == 1
+    assert (
+        read_pair_file(path, PairSourceConfig(format="pairs", path="x", at_least={"p": 0.9}), stop=True).left_out == 1
+    )
     assert len(read(tmp_path, rows, format="pairs", max_pairs=2)) == 2
 
 
@@ -113,5 +115,8 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError) as error:
         read(tmp_path, rows, format="pairs")
+    path = tmp_path / "rows.jsonl.gz"
+    counted = read_pair_file(path, PairSourceConfig(path=path.name, format="pairs"), stop=False)
+    assert (counted.found, counted.unreadable) == ([], [f"rows.jsonl.gz line {i}" for i in (1, 2, 3)])
     for said_ in ("mend or remove 3 of 3 rows", "line 1", "line 2: no 'prompt'", "line 3: 'rejected' has the unknown"):
         assert said_ in str(error.value)

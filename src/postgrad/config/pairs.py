@@ -44,6 +44,8 @@ class PairSourceConfig(Section):
 class TreatmentConfig(Section):
     """What becomes of odd pairs. All are counted in the report, whatever becomes of them."""
 
+    unreadable: Literal["drop", "stop"] = "stop"
+    """Rows of a file that are no pairs in its format."""
     equal_sides: Treatment = "drop"
     """Both answers are the same text."""
     empty_answer: Treatment = "drop"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from postgrad.config.rl import RlConfig
-from postgrad.config.sections import BaseRecipe, ModelConfig, Positive, Section
+from postgrad.config.sections import BarConfig, BaseRecipe, ModelConfig, Positive, Section
 
 
 class TaskConfig(Section):
@@ -51,13 +51,28 @@ class QuestionsConfig(Section):
 
 
 class GraderConfig(Section):
-    function: str
+    """Either `function` or `reward_model`."""
+
+    function: str = ""
     """"reasoning-gym", "math", "form", or the module:name or file.py:name of a function.
 
     It takes (prompt, answer, target, metadata) and returns a number, or None to abstain.
     """
+    reward_model: str = ""
+    """Directory of a reward model, relative to the recipe; refused unless its certificate passes `bar`."""
+    bar: BarConfig = BarConfig()
     weight: float = 1.0
     """Of its scores in the reward; with 0 it is measured on the held-out questions alone."""
+
+    @property
+    def name(self) -> str:
+        return self.function or self.reward_model
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.function) == bool(self.reward_model):
+            raise ValueError("name either a 'function' or a 'reward_model'")
+        return self
 
 
 class EvalConfig(Section):
@@ -79,9 +94,12 @@ class RlRecipe(BaseRecipe):
     @field_validator("graders")
     @classmethod
     def _rewarded(cls, value: tuple[GraderConfig, ...]) -> tuple[GraderConfig, ...]:
-        names = [grader.function for grader in value]
-        if value[0].weight == 0:
-            raise ValueError("the first grader needs a weight, since it says which answers are right")
+        names = [grader.name for grader in value]
+        if value[0].weight == 0 or value[0].reward_model:
+            raise ValueError(
+                "the first grader needs a function and a weight, since it says which answers are right; how good they "
+                "are, a reward model may say after it"
+            )
         if len(set(names)) < len(names):
             raise ValueError("every grader can be named once")
         return value

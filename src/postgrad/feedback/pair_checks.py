@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from postgrad.feedback.records import content_id
 
 _EXAMPLES: Final = 3
 _SAID: Final = {
+    "unreadable": "the row is no pair in the format of its file",
     "prompts_differ": "chosen and rejected answer different prompts",
     "empty_answer": "an answer is empty",
     "equal_sides": "both answers are the same",
@@ -78,6 +79,15 @@ def add_too_long(oddities: list[Oddity], long: Sequence[Pair], cfg: TreatmentCon
     sieve = _Sieve(cfg)
     sieve.each("too_long", [Found(pair, f"prompt {pair.prompt_id}") for pair in long], lambda _: True)
     oddities += sieve.oddities
+
+
+def unreadable_rows(where: Mapping[str, Sequence[str]], cfg: TreatmentConfig) -> Oddity:
+    """Rows of files that are no pairs, by file; with "stop", reading has refused them."""
+    every = [place for places in where.values() for place in places]
+    return Oddity(
+        "unreadable", cfg.unreadable, _SAID["unreadable"], len(every), len(every),
+        {name: len(places) for name, places in where.items() if places}, every[:_EXAMPLES],
+    )  # fmt: skip
 
 
 def as_rows(oddities: Iterable[Oddity]) -> list[dict[str, Any]]:

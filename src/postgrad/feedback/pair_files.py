@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from postgrad.config.pairs import PairSourceConfig
 from postgrad.feedback.foreign import Row, hh_turns, webgpt_sides
@@ -25,14 +24,28 @@ _STRENGTHS: Final = 3
 _ROLES: Final = get_args(Role)
 
 
-def read_pair_file(path: Path, cfg: PairSourceConfig) -> tuple[list[Found], int]:
-    """All pairs of a file, and how many rows `at_least` left out.
+class PairFile(NamedTuple):
+    found: list[Found]
+    left_out: int
+    """Rows below `at_least`."""
+    unreadable: list[str]
+    """Where rows stand that are no pairs."""
+
+
+def read_pair_file(path: Path, cfg: PairSourceConfig, *, stop: bool) -> PairFile:
+    """All pairs of a file.
+
+    Args:
+        path: of the file.
+        cfg: its format and filter.
+        stop: whether a row that is no pair is an error.
 
     Raises:
-        DataError: the file cannot be read, or holds rows that are no pairs: all of them, by line.
+        DataError: the file cannot be read, holds nothing, or holds rows that are no pairs: all of them, by line.
     """
     bad, found, total = BadRows(path), [], 0
-    too_small = 0
+    left_out = 0
+    unreadable: list[str] = []
     read = _Scores(cfg.attribute) if cfg.format == "helpsteer" else _READERS[cfg.format]
     for line, row in read_rows(path, max_mb=MAX_MB):
         total += 1
@@ -40,13 +53,15 @@ def read_pair_file(path: Path, cfg: PairSourceConfig) -> tuple[list[Found], int]
             if isinstance(row, BadRow):
                 raise row
             if any(_number(row, key) < least for key, least in cfg.at_least.items()):
-                too_small += 1
+                left_out += 1
                 continue
             found += [Found(_named(pair, path, cfg), f"{path.name} line {line}", differ) for pair, differ in read(row)]
         except BadRow as e:
-            bad.add(line, e)
+            unreadable.append(f"{path.name} line {line}")
+            if stop:
+                bad.add(line, e)
     bad.check(total)
-    return list(islice(found, cfg.max_pairs)), too_small
+    return PairFile(found[: cfg.max_pairs], left_out, unreadable)
 
 
 def _named(pair: Pair, path: Path, cfg: PairSourceConfig) -> Pair:

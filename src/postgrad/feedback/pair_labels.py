@@ -115,7 +115,8 @@ def _people(cfg: PairSourceConfig, kind: LabelKind) -> Any:
 
 
 def _answers(session: Session, ids: Iterable[str]) -> dict[str, Answered]:
-    wanted, found = sorted(ids), {}
+    wanted = sorted(ids)
+    found: dict[str, Answered] = {}
     for start in range(0, len(wanted), _BATCH):
         query = select(SampleRow).where(SampleRow.id.in_(wanted[start : start + _BATCH]))
         found.update((row.id, _answer(row)) for row in session.scalars(query))

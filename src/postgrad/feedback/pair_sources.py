@@ -10,7 +10,7 @@ from typing import Any
 from postgrad.config.pairs import PairsConfig
 from postgrad.data.mixture import split_of
 from postgrad.errors import ConfigError, DataError
-from postgrad.feedback.pair_checks import Oddity, check_pairs
+from postgrad.feedback.pair_checks import Oddity, check_pairs, unreadable_rows
 from postgrad.feedback.pair_files import read_pair_file
 from postgrad.feedback.pair_labels import LABELS, read_label_pairs
 from postgrad.feedback.pairs import Found, Pair, first_words, with_system
@@ -66,19 +66,20 @@ def read_pairs(cfg: PairsConfig, folder: Path, store: LabelStore, *, checkpoints
     source_paths(cfg, folder)
     everything: list[Found] = []
     sources = []
+    unreadable: dict[str, list[str]] = {}
     for source in cfg.sources:
-        left_out = 0
+        name, left_out = Path(source.path).name or LABELS, 0
         if source.format == "labels":
             found = [
                 replace(f, pair=replace(f.pair, weight=f.pair.weight * source.weight))
                 for f in read_label_pairs(store, source)
             ]
         else:
-            found, left_out = read_pair_file(folder / source.path, source)
-        name = Path(source.path).name or LABELS
+            found, left_out, bad = read_pair_file(folder / source.path, source, stop=cfg.odd.unreadable == "stop")
+            unreadable[name] = bad
         if not found:
             raise DataError(f"source {name!r} has no pair to learn from; label some, widen its filter, or remove it")
         everything += [replace(f, pair=with_system(f.pair, cfg.system)) for f in found]
         sources.append({"source": name, "pairs": len(found), "left_out": left_out, "weight": source.weight})
     pairs, oddities = check_pairs(everything, cfg.odd, checkpoints=checkpoints)
-    return PairData(tuple(pairs), oddities, sources)
+    return PairData(tuple(pairs), [unreadable_rows(unreadable, cfg.odd), *oddities], sources)

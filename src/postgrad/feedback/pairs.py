@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from postgrad.feedback.codec import conversation_to_json
+from postgrad.feedback.codec import conversation_from_json, conversation_to_json
 from postgrad.feedback.records import RaterKind, content_id
 from postgrad.types import Conversation, Message
 
@@ -65,3 +66,15 @@ def with_system(pair: Pair, system: str) -> Pair:
         return pair
     prompt = Conversation((Message("system", system), *pair.prompt.messages), pair.prompt.tools)
     return replace(pair, prompt=prompt)
+
+
+def pair_to_json(pair: Pair) -> dict[str, Any]:
+    return asdict(pair) | {"prompt": conversation_to_json(pair.prompt)}
+
+
+def pair_from_json(row: dict[str, Any]) -> Pair:
+    sides = {
+        side: Answered(row[side]["text"], tuple(row[side]["token_ids"]), row[side]["checkpoint"])
+        for side in ("better", "worse")
+    }
+    return Pair(**{**row, **sides, "prompt": conversation_from_json(row["prompt"])})

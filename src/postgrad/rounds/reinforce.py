@@ -19,7 +19,9 @@ from postgrad.data.tasks import Task, make_tasks
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import DataError
 from postgrad.evals.accuracy import accuracy, answer_rows, change, constant_answer
+from postgrad.graders.certificate import certified_reward_model, weights_sha256
 from postgrad.graders.function import FunctionGrader
+from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.graders.verify import UserFunction, find_function
 from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.rl import train_rl
@@ -96,8 +98,18 @@ def run_rl(
     Raises:
         PostgradError: with one sentence; the same command goes on from there.
     """
-    functions = {cfg.function: find_function(cfg.function, folder) for cfg in recipe.graders}
-    measures = tuple(FunctionGrader(g.function, functions[g.function], weight=g.weight) for g in recipe.graders)
+    functions = {cfg.function: find_function(cfg.function, folder) for cfg in recipe.graders if cfg.function}
+    placement = place(recipe.model.device, recipe.model.dtype)
+    measures = tuple(
+        FunctionGrader(g.function, functions[g.function], weight=g.weight)
+        if g.function
+        else RewardModelGrader(
+            certified_reward_model(folder / g.reward_model, g.bar, placement=placement),
+            name=g.reward_model,
+            weight=g.weight,
+        )
+        for g in recipe.graders
+    )
     renderer = Renderer(load_tokenizer(initial))
     model = {"name": recipe.model.name, "sha256": sha256_tree(initial)}
     inputs = {"model": model["sha256"], "text": renderer.fingerprint}
@@ -108,6 +120,9 @@ def run_rl(
     for name, function in functions.items():
         if isinstance(function, UserFunction) and function.path is not None:
             inputs[f"grader {name}"] = sha256_file(function.path)
+    for cfg in recipe.graders:
+        if cfg.reward_model:
+            inputs[f"reward model {cfg.reward_model}"] = weights_sha256(folder / cfg.reward_model)
     with open_round(recipe, workspace=workspace, model=model) as manifest:
         run = _Run(recipe, manifest, initial, source, renderer, bar, measures)
         work = [
