@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,15 +55,40 @@ def train_reward_model(
     trainer: LocalTrainer, ranked: Sequence[Ranked], cfg: RewardConfig, run: RunDirectory, progress: Progress
 ) -> None:
     """Maximise the likelihood of the comparisons; resumes as `train_sft` does."""
+    shares_GK = bootstrap_shares(len(ranked), cfg.num_heads, seed=run.seed(0))
+
+    def accumulate(index: Sequence[int]) -> dict[str, float]:
+        parts = _parts([ranked[i] for i in index], shares_GK[list(index)], trainer.batch_tokens)
+        return trainer.accumulate(parts, lambda part: _loss(trainer.model, part, cfg.label_smoothing))
+
+    fit(trainer, len(ranked), cfg, run, progress, accumulate)
+
+
+def fit(
+    trainer: LocalTrainer,
+    num_rows: int,
+    cfg: RewardConfig,
+    run: RunDirectory,
+    progress: Progress,
+    accumulate: Callable[[Sequence[int]], dict[str, float]],
+) -> None:
+    """The steps of every reward model's training.
+
+    Args:
+        trainer: resumed from the run's newest checkpoint, if there is one.
+        num_rows: of the data.
+        cfg: passes, rows a step, peak learning rate.
+        run: receives metrics and checkpoints.
+        progress: told after every step.
+        accumulate: adds the gradient of these rows; returns metrics with "reward/correct" and "reward/decided".
+    """
     checkpoints = checkpoint_directory(run)
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
-    schedule = epoch_batches(len(ranked), cfg.epochs, cfg.prompts_per_step, seed=run.seed(0))
-    shares_GK = bootstrap_shares(len(ranked), cfg.num_heads, seed=run.seed(0))
+    schedule = epoch_batches(num_rows, cfg.epochs, cfg.prompts_per_step, seed=run.seed(0))
     for step, index in enumerate(schedule[start:], start=start):
         began = time.perf_counter()
-        parts = _parts([ranked[i] for i in index], shares_GK[index], trainer.batch_tokens)
-        metrics = trainer.accumulate(parts, lambda part: _loss(trainer.model, part, cfg.label_smoothing))
+        metrics = accumulate(index)
         correct, decided = metrics.pop("reward/correct"), metrics.pop("reward/decided")
         if decided:
             metrics["reward/accuracy"] = correct / decided

@@ -33,6 +33,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("text", "tokenizer", "pretrain", "evaluate"),
     "rl": ("questions", "rl"),
     "reward": ("pairs", "reward", "certificate"),
+    "steps": ("steps", "process", "outcome"),
 }
 """A recipe's method -> its stages, in order."""
 

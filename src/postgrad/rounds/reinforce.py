@@ -19,9 +19,9 @@ from postgrad.data.tasks import Task, make_tasks
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import DataError
 from postgrad.evals.accuracy import accuracy, answer_rows, change, constant_answer
-from postgrad.graders.certificate import certified_reward_model, weights_sha256
+from postgrad.graders.certificate import weights_sha256
 from postgrad.graders.function import FunctionGrader
-from postgrad.graders.reward_model import RewardModelGrader
+from postgrad.graders.step_reward import reward_grader
 from postgrad.graders.verify import UserFunction, find_function
 from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.rl import train_rl
@@ -100,17 +100,13 @@ def run_rl(
     """
     functions = {cfg.function: find_function(cfg.function, folder) for cfg in recipe.graders if cfg.function}
     placement = place(recipe.model.device, recipe.model.dtype)
+    renderer = Renderer(load_tokenizer(initial))
     measures = tuple(
         FunctionGrader(g.function, functions[g.function], weight=g.weight)
         if g.function
-        else RewardModelGrader(
-            certified_reward_model(folder / g.reward_model, g.bar, placement=placement),
-            name=g.reward_model,
-            weight=g.weight,
-        )
+        else reward_grader(folder / g.reward_model, g.bar, renderer, placement, name=g.reward_model, weight=g.weight)
         for g in recipe.graders
     )
-    renderer = Renderer(load_tokenizer(initial))
     model = {"name": recipe.model.name, "sha256": sha256_tree(initial)}
     inputs = {"model": model["sha256"], "text": renderer.fingerprint}
     if source is not None:

@@ -38,6 +38,8 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
     "sft": (2, ("loss/nll", "optim/grad_norm")),
     "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
+    "process": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
+    "outcome": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
     "rl": (
         6,
         (
@@ -47,6 +49,12 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 """Stage -> how many charts, and which, by preference; those without data are passed over."""
+
+
+CERTIFIED: Mapping[str, str] = {
+    "certificate": "certificate", "process": "process/model", "outcome": "outcome/model"
+}  # fmt: skip
+"""Stage of a method by itself -> where its certificate is."""
 
 
 class _Summary(dict[str, Any]):
@@ -108,7 +116,7 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
         headline = ("investigate", "Unfinished", "This run has not reached its end.")
     reliability = []
     for stage in done:
-        if (rows := stage.summary.get("calibration")) and stage.name != "certificate":
+        if (rows := stage.summary.get("calibration")) and stage.name not in CERTIFIED:
             label = "The likeliest outcome"
             reliability.append((label, reliability_chart(rows, label=f"Reliability: {label.lower()}")))
         if rows := stage.summary.get("all_calibration"):
@@ -120,7 +128,11 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
         "findings": [(stage.name, format_findings(stage.summary)) for stage in done],
         "charts": [chart for name in manifest.stages if name in _CHARTS for chart in _charts(manifest, name)],
         "reliability": reliability,
-        "certificate": _certificate(manifest, "certificate"),
+        "certificates": [
+            (name, view)
+            for name, where in CERTIFIED.items()
+            if name in manifest.stages and (view := _certificate(manifest, where))
+        ],
         "pairs": next((stage.summary for stage in done if stage.name == "pairs"), None),
         "samples": [
             {**row, "prompt": _printable(row["prompt"]), "text": _printable(row["text"])}
