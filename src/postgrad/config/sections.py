@@ -53,7 +53,7 @@ class BarConfig(Section):
     """Accuracy beyond the best simple baseline: refused where the whole interval of the difference lies below it."""
     max_calibration_error: Share = 0.25
     """After a fitted temperature."""
-    max_probe_gain: Annotated[float, Field(ge=0)] = 1.5
+    max_probe_gain: Annotated[float, Field(ge=0)] = 2.0
     """Standard deviations of the reward that padding, markdown, flattery or repetition may add, on average; refused
     where the whole interval lies above it."""
 

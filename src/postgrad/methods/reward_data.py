@@ -86,4 +86,7 @@ def _verdict(pair: Pair, better: int, worse: int, cfg: PairRewardConfig, rater_w
 
 
 def _answer_ids(side: Answered, renderer: Renderer, name: str) -> tuple[int, ...]:
-    return side.token_ids or renderer.render_answer(side.text, name=f"an answer to {name}")
+    """As sampled, where these tokens are this model's: a policy with another tokenizer may have written it."""
+    if side.token_ids and renderer.parse(side.token_ids).content == side.text:
+        return side.token_ids
+    return renderer.render_answer(side.text, name=f"an answer to {name}")
