@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judging import playing
 from tiny_round import call
 
 from postgrad.rounds.manifest import Manifest
@@ -217,3 +218,22 @@ def test_a_policy_is_optimised_against_it_only_if_it_passes_that_recipes_bar(
     code, _, err = call(capsys, "run", path, "--workspace", folder / "rl")
     assert code == 2
     assert "the first grader needs a function and a weight" in err
+
+
+def test_a_judge_behind_an_endpoint_grades_a_policys_answers(
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "questions.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Say {i}.", "target": "YES"}) + "\n" for i in range(12))
+    )
+    (tmp_path / "rubric.txt").write_text("Prefer rhymes.")
+    text = RL.format(model=json.dumps(str(tiny_model_directory)), reward_model='"x"')
+    with playing(lambda a, b, times: "I like it.\nVerdict: A") as endpoint:
+        judge = f'judge = {{ endpoint = "{endpoint.url}", model = "m", rubric = "rubric.txt" }}'
+        path = tmp_path / "rl.toml"
+        path.write_text(text.replace('reward_model = "x"', judge).replace("bar = { max", "# bar = { max"))
+        assert call(capsys, "run", path, "--workspace", tmp_path / "w")[0] == 0
+    assert all("Prefer rhymes." in body["messages"][0]["content"] for body in endpoint.bodies)
+    (sheet,) = (tmp_path / "w").glob("rounds/*/stages/rl/heldout/step-0001-sampled.jsonl")
+    scores = [json.loads(line)["scores"] for line in sheet.read_text().splitlines()]
+    assert {score["judge m"] for score in scores} == {0.5}  # who likes what comes first likes nobody

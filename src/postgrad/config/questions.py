@@ -50,8 +50,26 @@ class QuestionsConfig(Section):
         return self
 
 
+class JudgeConfig(Section):
+    """Either an OpenAI-compatible `endpoint` with the `model` that it calls so, or a `checkpoint` in this process."""
+
+    endpoint: str = ""
+    """URL; its key is read from POSTGRAD_JUDGE_KEY."""
+    model: str = ""
+    checkpoint: str = ""
+    """Name or directory of a model."""
+    rubric: str = ""
+    """Text file, relative to the recipe, that says what makes an answer better; there is one without."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.endpoint) == bool(self.checkpoint) or bool(self.endpoint) != bool(self.model):
+            raise ValueError("name a judge: 'endpoint' with 'model', or 'checkpoint'")
+        return self
+
+
 class GraderConfig(Section):
-    """Either `function` or `reward_model`."""
+    """One of `function`, `reward_model` and `judge`."""
 
     function: str = ""
     """"reasoning-gym", "math", "form", or the module:name or file.py:name of a function.
@@ -61,17 +79,21 @@ class GraderConfig(Section):
     reward_model: str = ""
     """Directory of a reward model, relative to the recipe; refused unless its certificate passes `bar`."""
     bar: BarConfig = BarConfig()
+    judge: JudgeConfig | None = None
+    """Compares every two answers of a group in both orders."""
     weight: float = 1.0
     """Of its scores in the reward; with 0 it is measured on the held-out questions alone."""
 
     @property
     def name(self) -> str:
+        if self.judge is not None:
+            return f"judge {self.judge.model or self.judge.checkpoint}"
         return self.function or self.reward_model
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        if bool(self.function) == bool(self.reward_model):
-            raise ValueError("name either a 'function' or a 'reward_model'")
+        if bool(self.function) + bool(self.reward_model) + (self.judge is not None) != 1:
+            raise ValueError("name one of 'function', 'reward_model' and 'judge'")
         return self
 
 
@@ -95,10 +117,10 @@ class RlRecipe(BaseRecipe):
     @classmethod
     def _rewarded(cls, value: tuple[GraderConfig, ...]) -> tuple[GraderConfig, ...]:
         names = [grader.name for grader in value]
-        if value[0].weight == 0 or value[0].reward_model:
+        if value[0].weight == 0 or not value[0].function:
             raise ValueError(
                 "the first grader needs a function and a weight, since it says which answers are right; how good they "
-                "are, a reward model may say after it"
+                "are, a reward model or a judge may say after it"
             )
         if len(set(names)) < len(names):
             raise ValueError("every grader can be named once")
