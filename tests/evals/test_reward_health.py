@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,9 +36,10 @@ def test_a_fitted_temperature_mends_what_is_only_too_loud() -> None:
 
 
 def test_a_temperature_is_never_checked_on_what_it_was_fitted_to() -> None:
-    """Half the prompts are overconfident, half are not: each half's temperature is wrong for the other."""
-    mixed = pairs(2000, scale=1.0) + [replace(p, prompt=f"q{p.prompt}") for p in pairs(2000, scale=8.0, seed=1)]
-    assert certificate(mixed, [], reward_std=1.0)["ece_calibrated"] > 0.03
+    """One half of the prompts is always right, the other always wrong: each half's temperature misleads the other."""
+    found = certificate([HeldOut(f"{i:03d}", 1.0 if i % 2 else -1.0, 0) for i in range(200)], [], reward_std=1.0)
+    assert found["temperature"] > 5
+    assert found["brier_calibrated"] == pytest.approx((1 + 0.25) / 2, abs=0.01)
     assert certificate(pairs(9, scale=1)[:1], [], reward_std=1.0)["ece_calibrated"] is None
 
 
