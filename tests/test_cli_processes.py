@@ -16,7 +16,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from sqlalchemy import create_engine, text
-from tiny_round import ENVIRONMENT, call, fork, write_recipe
+from tiny_round import ENVIRONMENT, NO_BAR, call, fork, write_recipe
 
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
@@ -96,7 +96,7 @@ def test_a_file_that_may_not_grow_is_one_sentence_too(
 
 
 ME = (
-    "sft.num_examples=8", "sft.examples_per_step=4", "reward.train_layers=0", "reward.min_accuracy=0", "rl.steps=1",
+    "sft.num_examples=8", "sft.examples_per_step=4", "reward.train_layers=0", f"reward.bar={NO_BAR}", "rl.steps=1",
     "rl.prompts_per_step=2", "rl.group_size=2", "rl.max_tokens=12", "arena.num_prompts=4", "arena.num_raters=2",
     "arena.resamples=10",
 )  # fmt: skip

@@ -141,7 +141,7 @@ def test_a_reward_model(tiny_model_directory, tmp_path, dtype):
             LocalTrainer(model, batch_tokens=100), ranked, cfg, RunDirectory(tmp_path / device, 0), silent
         )
         (rewards,) = score(model, ranked, silent)
-        standardise(model, rewards)
+        standardise(model, torch.tensor(rewards)[:, None])
         directory = tmp_path / "model"
         if device == "cpu":  # transformers tells tensors apart by their addresses, which pretended ones do not have
             save_reward_model(model, directory, tokenizer_from=tiny_model_directory, canaries=answers)

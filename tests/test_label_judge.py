@@ -112,7 +112,7 @@ def test_a_checkpoint_judges_in_this_process(workspace: Path, tiny_model_directo
             ("--endpoint", "http://h/v1", "--model", "m", "--round", "9"),
             "there are no comparisons of two answers for 'train' in",
         ),
-        (("--endpoint", "http://h/v1", "--model", "m", "--rubric", "none.txt"), "cannot use none.txt"),
+        (("--endpoint", "http://h/v1", "--model", "m", "--rubric", "none.txt"), "rubric 'none.txt' cannot be read"),
     ],
 )
 def test_a_mistake_is_one_sentence(workspace: Path, capsys: Capture, options: tuple[str, ...], said: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from test_quickstart_data import builder
-from tiny_round import call
+from tiny_round import NO_BAR, call
 
 from postgrad.data.text import read_documents
 from postgrad.db.engine import sqlite_url
@@ -19,7 +19,7 @@ from postgrad.run import RunDirectory
 
 SETTINGS = {
     "sft.num_examples": 64, "labels.num_prompts": 48, "labels.answers_per_prompt": 2, "reward.train_layers": 0,
-    "reward.min_accuracy": 0, "rl.steps": 3, "rl.prompts_per_step": 16, "rl.group_size": 2, "rl.max_tokens": 8,
+    "reward.bar": NO_BAR, "rl.steps": 3, "rl.prompts_per_step": 16, "rl.group_size": 2, "rl.max_tokens": 8,
     "arena.num_prompts": 12, "arena.num_raters": 2, "arena.resamples": 10,
 }  # fmt: skip
 

@@ -21,6 +21,9 @@ from postgrad.cli import main
 SPLITS = {"sft": 12, "rm": 16, "rl": 12, "heldout": 14, "heldout_unseen": 6}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONWARNINGS": "error"}
 
+NO_BAR = "{ min_accuracy = 0.0, max_calibration_error = 1.0, max_probe_gain = 1e9 }"
+"""Any reward model passes it."""
+
 RECIPE = """
 name = "tiny"
 seed = 7
@@ -47,7 +50,7 @@ num_raters = 4
 [reward]
 prompts_per_step = 4
 learning_rate = 1e-3
-min_accuracy = 0.0
+bar = {bar}
 
 [rl]
 algorithm = "{algorithm}"
@@ -102,7 +105,7 @@ def write_recipe(
     lines = [json.dumps(row) + "\n" for row in (make_rows() if rows is None else rows)]
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     recipe = folder / "tiny.toml"
-    recipe.write_text(RECIPE.format(model=json.dumps(str(model)), algorithm=algorithm, lora_rank=lora_rank))
+    recipe.write_text(RECIPE.format(model=json.dumps(str(model)), algorithm=algorithm, lora_rank=lora_rank, bar=NO_BAR))
     return recipe
 
 

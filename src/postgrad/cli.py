@@ -307,6 +307,9 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
     for table in summary_tables(manifest):
         console.print(table)
     where = "" if workspace == DEFAULT_WORKSPACE else f" --workspace {workspace}"
+    if recipe.method in ("reward", "steps"):
+        _say(f"next: postgrad report {manifest.record.id}{where}")
+        return
     gate = manifest.find("gate")
     released = gate is not None and gate.summary["verdict"] == "pass"
     talk = f"chat{where}" if released else f"chat {manifest.stage_directory(_POLICY[recipe.method]) / 'policy'}"
@@ -324,6 +327,8 @@ def _prepare(
     """What memory depends on, and the recipe's method, ready to start: its slow imports done, its files found."""
     from postgrad.config.pretrain import PretrainRecipe
     from postgrad.config.questions import RlRecipe
+    from postgrad.config.reward import RewardRecipe
+    from postgrad.config.steps import StepRewardRecipe
     from postgrad.models.pull import resolve
 
     if isinstance(recipe, PretrainRecipe):
@@ -348,6 +353,20 @@ def _prepare(
             folder=path.parent,
             bar=bars.open,
             announce=bars.announce,
+        )
+    if isinstance(recipe, RewardRecipe):
+        from postgrad.rounds.preflight import plan_run
+        from postgrad.rounds.reward import run_reward
+
+        return plan_run(recipe, initial=initial, source=None), lambda bars: run_reward(
+            recipe, workspace=workspace, initial=initial, folder=path.parent, bar=bars.open, announce=bars.announce
+        )
+    if isinstance(recipe, StepRewardRecipe):
+        from postgrad.rounds.preflight import plan_run
+        from postgrad.rounds.steps import run_steps
+
+        return plan_run(recipe, initial=initial, source=None), lambda bars: run_steps(
+            recipe, workspace=workspace, initial=initial, folder=path.parent, bar=bars.open, announce=bars.announce
         )
     source = _source(recipe.data.source, path)
     from postgrad.rounds.preflight import plan_run

@@ -23,6 +23,10 @@ from safetensors import SafetensorError
 from postgrad.errors import DataError, StoreError
 from postgrad.types import Group, Trajectory
 
+CERTIFICATE = "certificate.json"
+"""Beside a reward model: what it was found to be worth."""
+STEPS = "steps.json"
+"""Beside a reward model of steps: how they are told apart."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -36,6 +40,7 @@ class Metric(NamedTuple):
 METRIC_KEYS: Mapping[str, Metric] = {
     "loss/nll": Metric("negative log-likelihood of the demonstrations, nats a token", 0, 5),
     "loss/bradley_terry": Metric("reward-model loss a pair; ln 2 is a coin toss", 0, 0.75),
+    "loss/steps": Metric("loss a step of a solution, or an outcome; ln 2 is a coin toss", 0, 0.75),
     "loss/policy": Metric("clipped policy-gradient loss a token", -1, 1),
     "loss/value": Metric("half the squared error of the critic, a token", 0, 10),
     "reward/mean": Metric("mean reward of the sampled answers, before KL"),

@@ -45,6 +45,7 @@ UNSCORED_STEPS = 2
 TITLES: Mapping[str, str] = {
     "loss/nll": "Loss",
     "loss/bradley_terry": "Loss",
+    "loss/steps": "Loss",
     "reward/accuracy": "Training accuracy",
     "reward/mean": "Reward",
     "policy/kl_ref": "KL from the reference",
@@ -71,6 +72,7 @@ TITLES: Mapping[str, str] = {
 BETTER: Mapping[str, int] = {
     "loss/nll": -1,
     "loss/bradley_terry": -1,
+    "loss/steps": -1,
     "validation/bits_per_byte": -1,
     "time/tokens_per_s": 1,
     "reward/mean": 1,

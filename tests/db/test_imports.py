@@ -180,7 +180,7 @@ def test_all_bad_rows_are_named_and_nothing_is_written(url: str, tmp_path: Path)
     with LabelStore(url) as store:
         with pytest.raises(DataError) as error:
             import_labels(store, lines(tmp_path / "hh.jsonl", *rows), "hh")
-        assert "mend or remove 6 of 7 rows, nothing was imported" in str(error.value)
+        assert "mend or remove 6 of 7 rows, nothing was taken from it" in str(error.value)
         for expected in (
             "line 2: 'chosen' is a number where text belongs",
             "line 3: 'chosen' is no transcript",

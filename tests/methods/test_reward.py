@@ -10,7 +10,17 @@ from small import differing, random_model, state, tokens
 from postgrad.config.sections import RewardConfig
 from postgrad.errors import DataError, TrainingDiverged
 from postgrad.graders.reward_model import RewardModelGrader
-from postgrad.methods.reward import Ranked, Verdict, freeze_below, margins, score, standardise, train_reward_model
+from postgrad.methods.reward import (
+    Ranked,
+    Verdict,
+    bootstrap_shares,
+    freeze_below,
+    margins,
+    score,
+    score_ensemble,
+    standardise,
+    train_reward_model,
+)
 from postgrad.models.load import load_policy, load_reward_model, save_reward_model
 from postgrad.run import RunDirectory
 from postgrad.trainer.local import LocalTrainer
@@ -118,11 +128,62 @@ def test_standardised_rewards_have_mean_zero_deviation_one_and_their_old_order()
     model = random_model(heads=("reward",))
     answers = [tuple(tokens(3 + i % 5, seed=i)) for i in range(40)]
     before = torch.tensor(scores(model, answers))
-    standardise(model, before.tolist())
+    standardise(model, before[:, None])
     after = torch.tensor(scores(model, answers))
     assert float(after.mean()) == pytest.approx(0, abs=1e-5)
     assert float(after.std()) == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(after, (before - before.mean()) / before.std(), atol=1e-4, rtol=0)
+
+
+def test_heads_learn_their_own_bootstrap_and_their_mean_is_the_reward(tiny_model_directory, tmp_path):
+    torch.manual_seed(0)
+    model = load_policy(tiny_model_directory, heads=("reward",), num_rewards=3)
+    cfg = RewardConfig(epochs=6, prompts_per_step=8, learning_rate=2e-3, num_heads=3)
+    train_reward_model(LocalTrainer(model, batch_tokens=100), pairs(), cfg, RunDirectory(tmp_path / "run"), quiet)
+    rewards_NK = torch.cat(score_ensemble(model, pairs(), quiet))
+    assert rewards_NK.shape == (32, 3)
+    assert min(float(rewards_NK[:, i].sub(rewards_NK[:, j]).std()) for i, j in ((0, 1), (1, 2), (0, 2))) > 0.01
+    standardise(model, rewards_NK)
+    after_NK = torch.cat(score_ensemble(model, pairs(), quiet))
+    torch.testing.assert_close(after_NK.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
+    assert float(after_NK.mean(1).std()) == pytest.approx(1, abs=1e-4)
+    answers = pairs()[0].answers
+    save_reward_model(model, tmp_path / "rm", tokenizer_from=tiny_model_directory, canaries=answers)
+    again = load_reward_model(tmp_path / "rm")
+    torch.testing.assert_close(torch.cat(score_ensemble(again, pairs(), quiet)), after_NK, atol=1e-4, rtol=0)
+    group = Group(
+        Example("e", Conversation((Message("user", "?"),))),
+        tuple(
+            Trajectory(str(i), (Turn(a[:4], Completion(a[4:], (-1.0,) * len(a[4:]), "stop", 0, "")),), "completed")
+            for i, a in enumerate(answers)
+        ),
+    )
+    given = asyncio.run(RewardModelGrader(again).grade(group))
+    assert [s.value for s in given] == pytest.approx(after_NK[:2].mean(1).tolist(), abs=1e-4)
+    assert all(s.explanation.startswith("3 heads, standard deviation 0.") for s in given)
+
+
+def test_every_head_is_one_lone_head_with_its_weights(tiny_model_directory, tmp_path):
+    """The sum that three heads minimise is the mean of three Bradley-Terry losses with weights of mean one."""
+    shares_GK = bootstrap_shares(5000, 3, seed=1)
+    assert float(shares_GK.min()) > 0
+    assert shares_GK.mean(0).tolist() == pytest.approx([1, 1, 1], abs=0.05)
+    assert bootstrap_shares(4, 1, seed=1).tolist() == [[1.0]] * 4
+    torch.manual_seed(0)
+    model = load_policy(tiny_model_directory, heads=("reward",), num_rewards=2)
+    ranked, run = pairs(2), RunDirectory(tmp_path)
+    before = score_ensemble(model, ranked, quiet)
+    cfg = RewardConfig(prompts_per_step=2, num_heads=2, label_smoothing=0.2)
+    train_reward_model(LocalTrainer(model, batch_tokens=1), ranked, cfg, run, quiet)
+    shares = bootstrap_shares(2, 2, seed=run.seed(0)).tolist()
+    total = count = 0.0
+    for group, rewards_AK, share in zip(ranked, before, shares, strict=True):
+        (verdict,) = group.verdicts
+        for k in range(2):
+            gap = float(rewards_AK[verdict.better, k] - rewards_AK[verdict.worse, k])
+            total += share[k] * (0.8 * math.log1p(math.exp(-gap)) + 0.2 * math.log1p(math.exp(gap)))
+            count += share[k]
+    assert run.read_metrics()[0]["loss/bradley_terry"] == pytest.approx(total / count, abs=1e-5)
 
 
 @pytest.fixture

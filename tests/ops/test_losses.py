@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postgrad.ops.losses import bradley_terry_loss, dpo_loss, nll_loss, policy_loss, value_loss
+from postgrad.ops.losses import bradley_terry_loss, dpo_loss, nll_loss, policy_loss, step_loss, value_loss
 
 NAN = float("nan")
 KINDS = ["ppo", "gspo", "cispo", "reinforce"]
@@ -401,3 +401,35 @@ def test_every_loss_of_a_batch_is_the_sum_of_its_parts_and_blind_to_padding(seed
     for (total, count, metrics), other in zip(losses(*tensors, mask), masked_losses, strict=False):
         assert (total.item(), count) == (pytest.approx(other[0].item(), abs=1e-9), pytest.approx(other[1]))
         assert metrics == pytest.approx(other[2], abs=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_soft_and_smoothed_labels_are_a_cross_entropy(smoothing):
+    gaps, labels, margins = [1.5, -0.5, 3.0, 0.2], [1.0, 0.7, 0.95, 0.5], [0.0, 1.0, 0.5, 9.0]
+    ties, weights = [False, False, False, True], [1.0, 2.0, 0.5, 3.0]
+    expected = 0.0
+    for gap, label, margin, tie, weight in zip(gaps, labels, margins, ties, weights, strict=True):
+        chance = 0.5 if tie else (1 - smoothing) * label + smoothing * (1 - label)
+        z = gap - (0 if tie else margin)
+        p = 1 / (1 + math.exp(-z))
+        expected -= weight * (chance * math.log(p) + (1 - chance) * math.log(1 - p))
+    total, count, metrics = bradley_terry_loss(
+        tensor(*gaps), tensor(0.0, 0.0, 0.0, 0.0), margin=tensor(*margins), weight=tensor(*weights),
+        tie=torch.tensor(ties), label=tensor(*labels), label_smoothing=smoothing,
+    )  # fmt: skip
+    assert total.item() == pytest.approx(expected, abs=1e-12)
+    assert (count, metrics["reward/correct"], metrics["reward/decided"]) == (6.5, 1.5, 3.5)
+
+
+def test_a_smoothed_label_wants_no_infinite_gap():
+    chosen = tensor(math.log(9), grad=True)
+    bradley_terry_loss(chosen, tensor(0.0), label_smoothing=0.1)[0].backward()
+    assert chosen.grad is not None
+    assert chosen.grad.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_steps_are_a_weighted_cross_entropy():
+    total, count, metrics = step_loss(tensor(2.0, -1.0, 0.5), tensor(1.0, 0.0, 0.0), tensor(1.0, 2.0, 0.5))
+    expected = math.log1p(math.exp(-2)) + 2 * math.log1p(math.exp(-1)) + 0.5 * math.log1p(math.exp(0.5))
+    assert total.item() == pytest.approx(expected, abs=1e-12)
+    assert (count, metrics["reward/correct"], metrics["reward/decided"]) == (3.5, 3.0, 3.5)

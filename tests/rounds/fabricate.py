@@ -19,7 +19,7 @@ SUMMARIES: Mapping[str, dict[str, Any]] = {
     "labels": {"num_comparisons": 400, "num_preferences": 1234, "tie_frac": 0.0875, "rater_agreement": 0.643},
     "reward": {
         "accuracy": 0.7125, "accuracy_low": 0.6417, "accuracy_high": 0.7761, "num_pairs": 160, "brier": 0.1913,
-        "ece": 0.0421, "temperature": 1.18, "baseline_length_accuracy": 0.5532,
+        "ece": 0.0421, "temperature": 1.18, "best_baseline": "shorter", "best_baseline_accuracy": 0.5532,
         "calibration": [
             {"predicted": 0.55, "observed": 0.52, "n": 48}, {"predicted": 0.65, "observed": 0.69, "n": 41},
             {"predicted": 0.75, "observed": 0.71, "n": 37}, {"predicted": 0.85, "observed": 0.88, "n": 22},
@@ -67,6 +67,42 @@ ARENA: Mapping[str, Any] = {
         {"measure": "reference_f1", "a": "rl", "b": "initial", "delta": 0.0401, "low": 0.0123, "high": 0.0682},
         {"measure": "question_echo", "a": "rl", "b": "initial", "delta": 0.0, "low": -0.031, "high": 0.029},
     ],
+}  # fmt: skip
+
+
+def _estimate(value: float, num: int = 160, reach: float = 0.07) -> dict[str, Any]:
+    return {"value": value, "low": value - reach, "high": value + reach, "num": num}
+
+
+CERTIFICATE: Mapping[str, Any] = {
+    **SUMMARIES["reward"],
+    "model_sha256": "c0de" * 16,
+    "below_bar": [],
+    "ece_calibrated": 0.0312,
+    "brier_calibrated": 0.188,
+    "calibration_calibrated": SUMMARIES["reward"]["calibration"][:5],
+    "baselines": [
+        {"name": "shorter", "accuracy": _estimate(0.5532), "gain": _estimate(0.1593)},
+        {"name": "longer", "accuracy": _estimate(0.4468), "gain": _estimate(0.2657)},
+    ],
+    "by": {
+        "margin": [{"name": f"{b}.00 to {b + 1}.00", **_estimate(0.55 + 0.1 * b, 32, 0.16)} for b in range(4)],
+        "length": [{"name": n, **_estimate(v, 53, 0.1)} for n, v in (("the longer is", 0.6), ("within", 0.7))],
+        "strength": [{"name": "clearly better", **_estimate(0.7125)}],
+        "domain": [],
+        "rater": [{"name": f"train-0-00{i}", **_estimate(0.8 - 0.1 * i, 40, 0.12)} for i in range(4)],
+    },
+    "probes": [
+        {"kind": kind, "gain": _estimate(gain, 24, 0.2), "raised": _estimate(0.5, 24, 0.19)}
+        for kind, gain in (("position", 0.0), ("length", 0.41), ("format", -0.8), ("sycophancy", 0.9))
+    ],
+    "reward_std": 1.02,
+    "disagreement": {
+        "held_out": 0.21, "samples": 0.34, "num_samples": 24,
+        "accuracy_low_spread": {"name": "agree", **_estimate(0.8)},
+        "accuracy_high_spread": {"name": "differ", **_estimate(0.62)},
+    },
+    "rater_agreement": _estimate(0.74, 60),
 }  # fmt: skip
 GATE: Mapping[str, Any] = {
     "verdict": "pass", "candidate": "rl", "incumbent": "initial",
@@ -155,6 +191,9 @@ def fabricate_round(
                 _write_metrics(stage.directory, name)
             if name in ("sft", "rl"):
                 stage.policy_version = {"sft": 1, "rl": 25}[name]
+            if name == "reward":
+                (stage.directory / "model").mkdir()
+                (stage.directory / "model" / "certificate.json").write_text(json.dumps(CERTIFICATE))
             if name == "arena":
                 rows = answer_rows() if answers is None else answers
                 (stage.directory / "arena.json").write_text(json.dumps(ARENA))

@@ -210,7 +210,7 @@ def test_parts_share_no_question_even_in_other_letters(tmp_path):
     [
         ('data.source=""', "either 'data.tasks' or 'data.source'"),
         ("graders=[]", "'graders'"),
-        ('graders=[{function="form",weight=0}]', "the first grader needs a weight"),
+        ('graders=[{function="form",weight=0}]', "the first grader needs a function and a weight"),
         ('graders=[{function="form"},{function="form"}]', "named once"),
         ('graders=[{function="gone.py:f"}]', "cannot be read"),
         ("rl.max_tokens=100000", "do not fit into"),

@@ -82,7 +82,7 @@ def test_the_header_gives_the_verdict_and_says_that_raters_were_simulated(whole:
     assert "Gate: pass PPO beats the initial policy and may be released." in text
     assert "It won 64.8% of the held-out comparisons (95% interval 59.0% to 70.3%). None of 4 guards tripped." in text
     assert "Win rate over initial 64.8% 59.0% to 70.3% Elo gained +105" in text
-    assert "Reward-model accuracy 71.2% length alone: 55.3% KL from the reference 4.31" in text
+    assert "Reward-model accuracy 71.2% the shorter answer: 55.3% KL from the reference 4.31" in text
     assert "Simulated raters stood in for people. Every label and every judgement in the arena came from" in text
     assert "no evidence about what people would prefer" in text
 
@@ -139,8 +139,13 @@ def test_every_curve_is_drawn_once_from_its_metrics(whole: Page) -> None:
         "Entropy over 24 steps (rl)",
         "Truncated answers over 24 steps (rl)",
         "Explained variance over 23 steps (rl)",
+        "Reliability of the reward model, as it is",
+        "Reliability of the reward model, after a temperature",
+        "What one change adds to the reward, in its standard deviations",
+        "Accuracy. By how far apart the rewards are",
+        "Accuracy. By length",
+        "Accuracy. By rater",
         "Loss over 25 steps (reward)",
-        "Reliability of the reward model: observed against predicted preference",
         "Loss over 40 steps (sft)",
         "Gradient norm over 40 steps (sft)",
     ]
@@ -192,8 +197,11 @@ def test_a_warning_is_inert_text_and_a_command_in_it_is_set_as_code(tmp_path: Pa
 def test_the_reward_model_stands_beside_its_baseline(whole: Page) -> None:
     text = whole.text("reward")
     assert "On 160 held-out pairs it agrees with the label in 71.2% (95% interval 64.2% to 77.6%)" in text
-    assert "Accuracy 71.2% Length baseline 55.3% Brier score 0.191" in text
-    assert "Calibration error 0.042 0 is perfect Temperature 1.18" in text
+    assert "Reward model 71.2% 64.2% to 77.6%" in text
+    assert "the shorter answer 55.3% 48.3% to 62.3% 15.9% 8.9% to 22.9%" in text
+    assert "Two raters of one question agree in 74.0%" in text
+    assert "for all it is 1.18, and above 1 means overconfident. Calibration error 0.031" in text
+    assert "c0dec0dec0de" in text
 
 
 def test_time_tokens_and_memory_are_given_for_every_stage_and_summed(whole: Page) -> None:

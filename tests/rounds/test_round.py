@@ -15,7 +15,7 @@ from tiny_round import SPLITS, call, fork, write_recipe
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
 from postgrad.gates.release import ReleasePointer
-from postgrad.rounds.context import weights_sha256
+from postgrad.graders.certificate import weights_sha256
 from postgrad.rounds.manifest import STAGES, Manifest, find_round, list_rounds
 from postgrad.run import RunDirectory, sha256_file, sha256_tree
 from postgrad.types import SamplingParams

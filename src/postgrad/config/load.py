@@ -12,11 +12,19 @@ from pydantic import ValidationError
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.queue import QueueConfig
+from postgrad.config.reward import RewardRecipe
 from postgrad.config.round import Recipe
+from postgrad.config.steps import StepRewardRecipe
 from postgrad.errors import ConfigError
 
-AnyRecipe = Recipe | PretrainRecipe | RlRecipe
-RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe, "pretrain": PretrainRecipe, "rl": RlRecipe}
+AnyRecipe = Recipe | PretrainRecipe | RlRecipe | RewardRecipe | StepRewardRecipe
+RECIPES: Mapping[str, type[AnyRecipe]] = {
+    "round": Recipe,
+    "pretrain": PretrainRecipe,
+    "rl": RlRecipe,
+    "reward": RewardRecipe,
+    "steps": StepRewardRecipe,
+}
 """By the recipe's `method`."""
 
 

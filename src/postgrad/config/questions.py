@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from postgrad.config.rl import RlConfig
-from postgrad.config.sections import BaseRecipe, ModelConfig, Positive, Section
+from postgrad.config.sections import BarConfig, BaseRecipe, ModelConfig, Positive, Section
 
 
 class TaskConfig(Section):
@@ -50,14 +50,51 @@ class QuestionsConfig(Section):
         return self
 
 
+class JudgeConfig(Section):
+    """Either an OpenAI-compatible `endpoint` with the `model` that it calls so, or a `checkpoint` in this process."""
+
+    endpoint: str = ""
+    """URL; its key is read from POSTGRAD_JUDGE_KEY."""
+    model: str = ""
+    checkpoint: str = ""
+    """Name or directory of a model."""
+    rubric: str = ""
+    """Text file, relative to the recipe, that says what makes an answer better; there is one without."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.endpoint) == bool(self.checkpoint) or bool(self.endpoint) != bool(self.model):
+            raise ValueError("name a judge: 'endpoint' with 'model', or 'checkpoint'")
+        return self
+
+
 class GraderConfig(Section):
-    function: str
+    """One of `function`, `reward_model` and `judge`."""
+
+    function: str = ""
     """"reasoning-gym", "math", "form", or the module:name or file.py:name of a function.
 
     It takes (prompt, answer, target, metadata) and returns a number, or None to abstain.
     """
+    reward_model: str = ""
+    """Directory of a reward model, relative to the recipe; refused unless its certificate passes `bar`."""
+    bar: BarConfig = BarConfig()
+    judge: JudgeConfig | None = None
+    """Compares every two answers of a group in both orders."""
     weight: float = 1.0
     """Of its scores in the reward; with 0 it is measured on the held-out questions alone."""
+
+    @property
+    def name(self) -> str:
+        if self.judge is not None:
+            return f"judge {self.judge.model or self.judge.checkpoint}"
+        return self.function or self.reward_model
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.function) + bool(self.reward_model) + (self.judge is not None) != 1:
+            raise ValueError("name one of 'function', 'reward_model' and 'judge'")
+        return self
 
 
 class EvalConfig(Section):
@@ -79,9 +116,12 @@ class RlRecipe(BaseRecipe):
     @field_validator("graders")
     @classmethod
     def _rewarded(cls, value: tuple[GraderConfig, ...]) -> tuple[GraderConfig, ...]:
-        names = [grader.function for grader in value]
-        if value[0].weight == 0:
-            raise ValueError("the first grader needs a weight, since it says which answers are right")
+        names = [grader.name for grader in value]
+        if value[0].weight == 0 or not value[0].function:
+            raise ValueError(
+                "the first grader needs a function and a weight, since it says which answers are right; how good they "
+                "are, a reward model or a judge may say after it"
+            )
         if len(set(names)) < len(names):
             raise ValueError("every grader can be named once")
         return value

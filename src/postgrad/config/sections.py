@@ -44,6 +44,20 @@ class SftConfig(Section):
     """Share of the steps over which the rate climbs to its peak."""
 
 
+class BarConfig(Section):
+    """What a reward model's certificate must show before any policy may be optimised against it."""
+
+    min_accuracy: Share = 0.55
+    """On held-out pairs; refused where the whole 95% interval lies below it."""
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    """Accuracy beyond the best simple baseline: refused where the whole interval of the difference lies below it."""
+    max_calibration_error: Share = 0.25
+    """After a fitted temperature."""
+    max_probe_gain: Annotated[float, Field(ge=0)] = 2.0
+    """Standard deviations of the reward that padding, markdown, flattery or repetition may add, on average; refused
+    where the whole interval lies above it."""
+
+
 class RewardConfig(Section):
     epochs: Positive = 1
     prompts_per_step: Positive = 8
@@ -52,7 +66,12 @@ class RewardConfig(Section):
     """Topmost layers that learn; 0 trains all of them."""
     margin_per_grade: Annotated[float, Field(ge=0)] = 0.0
     """Added to the margin that "clearly" and "much better" have to win by, once and twice."""
-    min_accuracy: Share = 0.55
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of the labels taken to be the wrong way round."""
+    num_heads: Positive = 1
+    """Rewards on a shared trunk, each learned from its own bootstrap of the prompts; their mean is the reward, and
+    their standard deviation says how far it can be trusted."""
+    bar: BarConfig = BarConfig()
 
 
 class BaseRecipe(Section):

@@ -51,6 +51,10 @@ class EndpointJudge:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections; from the event loop on which questions were asked."""
         await self._endpoint.close()
 
     @property

@@ -62,7 +62,10 @@ def read_questions(row: Row) -> Question:
 
 def read_hh(row: Row) -> Question:
     """Which answer comes first is decided by their texts: the chosen one must not always be answer 0."""
-    (said, chosen), (also_said, rejected) = (_hh_turns(text(row, key), key) for key in ("chosen", "rejected"))
+    (said, chosen), (also_said, rejected) = (hh_turns(row, key) for key in ("chosen", "rejected"))
+    for key, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer.strip():
+            raise BadRow(f"the last answer of {key!r} is empty")
     if said != also_said:
         raise BadRow("the conversations before the last answers of 'chosen' and 'rejected' differ")
     answers = tuple(sorted((chosen, rejected), key=lambda answer: content_id("side", answer)))
@@ -72,11 +75,22 @@ def read_hh(row: Row) -> Question:
 
 def read_webgpt(row: Row) -> Question:
     """A score of 0 is a tie, else its sign decides; the quotes stand below the answer that cites them."""
-    question = text(mapping(row, "question"), "full_text")
-    answers = tuple(_quoted(row, side) for side in (0, 1))
+    for side in (0, 1):
+        text(row, f"answer_{side}")
+    said, answers, first = webgpt_sides(row)
+    if first is None:
+        return _question(said, answers)
+    tiers = [[0, 1]] if first == 0 else [[0], [1]] if first > 0 else [[1], [0]]
+    return _question(said, answers, (_ordering(tiers),))
+
+
+def webgpt_sides(row: Row) -> tuple[tuple[Message, ...], tuple[str, str], float | None]:
+    """(question, answers with their quotes, score of the first from -1 to 1 or None); an empty answer has no quotes."""
+    said = (Message("user", text(mapping(row, "question"), "full_text")),)
+    answers = _quoted(row, 0), _quoted(row, 1)
     scores = [row.get(f"score_{side}") for side in (0, 1)]
     if scores == [None, None]:
-        return _question((Message("user", question),), answers)
+        return said, answers, None
     first, second = scores
     if not all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
         raise BadRow("'score_0' and 'score_1' must be numbers")
@@ -84,8 +98,18 @@ def read_webgpt(row: Row) -> Question:
     assert second is not None
     if abs(first + second) > 1e-6 or abs(first) > 1:
         raise BadRow("'score_0' and 'score_1' must be between -1 and 1 and add up to 0")
-    tiers = [[0, 1]] if first == 0 else [[0], [1]] if first > 0 else [[1], [0]]
-    return _question((Message("user", question),), answers, (_ordering(tiers),))
+    return said, answers, float(first)
+
+
+def hh_turns(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
+    """(what was said before, the last answer) of a transcript."""
+    before, *parts = _HH_TURN.split(text(row, key))
+    if before.strip() or len(parts) < 4:
+        raise BadRow(f"{key!r} is no transcript: it begins with '\\n\\nHuman:' and ends with an answer")
+    turns = [Message(_HH_ROLES[role], said) for role, said in zip(parts[::2], parts[1::2], strict=True)]
+    if turns[0].role != "user" or turns[-1].role != "assistant" or turns[-2].role != "user":
+        raise BadRow(f"{key!r} must begin with 'Human' and end with one answer of 'Assistant'")
+    return tuple(turns[:-1]), turns[-1].content
 
 
 def read_label_studio(row: Row) -> Question:
@@ -159,25 +183,14 @@ def _ordering(tiers: Sequence[Sequence[int]], *, rater: str = "", milliseconds: 
     return Judgement(kind, {"tiers": [list(tier) for tier in tiers]}, rater, milliseconds=milliseconds)
 
 
-def _hh_turns(transcript: str, key: str) -> tuple[tuple[Message, ...], str]:
-    """(what was said before, the last answer)."""
-    before, *parts = _HH_TURN.split(transcript)
-    if before.strip() or len(parts) < 4:
-        raise BadRow(f"{key!r} is no transcript: it begins with '\\n\\nHuman:' and ends with an answer")
-    turns = [Message(_HH_ROLES[role], said) for role, said in zip(parts[::2], parts[1::2], strict=True)]
-    if turns[0].role != "user" or turns[-1].role != "assistant" or turns[-2].role != "user":
-        raise BadRow(f"{key!r} must begin with 'Human' and end with one answer of 'Assistant'")
-    if not turns[-1].content.strip():
-        raise BadRow(f"the last answer of {key!r} is empty")
-    return tuple(turns[:-1]), turns[-1].content
-
-
 def _quoted(row: Row, side: int) -> str:
     quotes = mapping(row, f"quotes_{side}")
     titles, extracts = items(quotes, "title", str), items(quotes, "extract", str)
     if len(titles) != len(extracts):
         raise BadRow(f"'quotes_{side}' has {len(titles)} titles and {len(extracts)} extracts")
-    answer = text(row, f"answer_{side}")
+    answer = text(row, f"answer_{side}", may_be_empty=True)
+    if not answer.strip():
+        return ""
     listed = [f"[{i}] {title}\n{extract}" for i, (title, extract) in enumerate(zip(titles, extracts, strict=True), 1)]
     return "\n\n".join([answer, *listed])
 

@@ -60,7 +60,7 @@ class BadRows:
             raise DataError(f"{str(self._path)!r} holds no rows; give it at least one")
         if self.lines and not (skip and len(self.lines) < total):
             raise DataError(
-                f"{str(self._path)!r}: mend or remove {len(self.lines)} of {total} rows, nothing was imported: "
+                f"{str(self._path)!r}: mend or remove {len(self.lines)} of {total} rows, nothing was taken from it: "
                 + "; ".join(self.listed)
             )
 

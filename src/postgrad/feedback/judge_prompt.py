@@ -10,8 +10,10 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final, Literal
 
+from postgrad.errors import ConfigError
 from postgrad.types import Conversation, Message
 
 Winner = Literal["first", "second", "tie"]
@@ -21,6 +23,8 @@ TEMPLATE_VERSION: Final = 1
 RUBRIC: Final = """\
 The better answer does what the last message asks for, all of it and nothing else. What it states is true. It is clear,
 and as short as that allows. Where it is right to decline, it says why and offers what it can."""
+MAX_RUBRIC: Final = 20_000
+"""Characters."""
 MAX_TOKENS: Final = 1024
 """Of a judge's answer."""
 
@@ -38,6 +42,23 @@ class Verdict:
     """All that the judge wrote; None where nothing came back."""
     reason: str = ""
     """Why it abstained."""
+
+
+def read_rubric(path: Path) -> str:
+    """What makes an answer better, from a text file.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no text, or too much.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"rubric {str(path)!r} is not UTF-8 ({e.reason}); save it as UTF-8") from None
+    except OSError as e:
+        raise ConfigError(f"rubric {str(path)!r} cannot be read ({e.strerror}); name a text file") from None
+    if not 0 < len(text) <= MAX_RUBRIC or "\0" in text:
+        raise ConfigError(f"rubric {str(path)!r} must hold 1 to {MAX_RUBRIC} characters of text, not {len(text)}")
+    return text
 
 
 def question(prompt: Conversation, first: str, second: str, *, rubric: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from postgrad.feedback.records import RaterKind
-from postgrad.types import Conversation
+from postgrad.feedback.codec import conversation_from_json, conversation_to_json
+from postgrad.feedback.records import RaterKind, content_id
+from postgrad.types import Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,44 @@ class Pair:
     weight: float = 1.0
     domain: str = ""
     """What kind of prompt it is, where the source says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A pair as its source has it, before anything was checked."""
+
+    pair: Pair
+    where: str
+    """Names it to whoever has to mend it: "pairs.jsonl line 12", "label 7"."""
+    prompts_differ: bool = False
+    """The worse answer was given to another prompt than the one that stands here."""
+
+
+def prompt_id_of(prompt: Conversation) -> str:
+    """By content, as imports name prompts."""
+    return content_id("prompt", conversation_to_json(prompt))
+
+
+def first_words(prompt: Conversation) -> str:
+    """What a conversation begins with: all that grew out of one first message belongs on one side of a split."""
+    return next((m.content for m in prompt.messages if m.role == "user"), "")
+
+
+def with_system(pair: Pair, system: str) -> Pair:
+    """The same with a system message in front, where it has none."""
+    if not system or any(m.role == "system" for m in pair.prompt.messages[:1]):
+        return pair
+    prompt = Conversation((Message("system", system), *pair.prompt.messages), pair.prompt.tools)
+    return replace(pair, prompt=prompt)
+
+
+def pair_to_json(pair: Pair) -> dict[str, Any]:
+    return asdict(pair) | {"prompt": conversation_to_json(pair.prompt)}
+
+
+def pair_from_json(row: dict[str, Any]) -> Pair:
+    sides = {
+        side: Answered(row[side]["text"], tuple(row[side]["token_ids"]), row[side]["checkpoint"])
+        for side in ("better", "worse")
+    }
+    return Pair(**{**row, **sides, "prompt": conversation_from_json(row["prompt"])})

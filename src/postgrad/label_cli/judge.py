@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from postgrad.feedback.store import LabelStore
     from postgrad.types import Comparison
 
-MAX_RUBRIC = 20_000
-
 
 @label_app.command()
 def judge(
@@ -88,17 +86,9 @@ def _pairs(store: LabelStore, purpose: Purpose, round_id: str | None) -> tuple[l
 
 
 def _rubric(path: Path | None) -> str:
-    from postgrad.feedback.judge_prompt import RUBRIC
+    from postgrad.feedback.judge_prompt import RUBRIC, read_rubric
 
-    if path is None:
-        return RUBRIC
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as e:
-        raise ConfigError(f"--rubric {str(path)!r} is not UTF-8 ({e.reason}); save it as UTF-8") from None
-    if not 0 < len(text) <= MAX_RUBRIC or "\0" in text:
-        raise ConfigError(f"--rubric {str(path)!r} must hold 1 to {MAX_RUBRIC} characters of text, not {len(text)}")
-    return text
+    return RUBRIC if path is None else read_rubric(path)
 
 
 @asynccontextmanager

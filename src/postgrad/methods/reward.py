@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +31,11 @@ class Verdict(NamedTuple):
     weight: float = 1.0
     margin: float = 0.0
     """By how much the better answer has to win; larger for graver preferences (Touvron et al. 2023, eq. 2)."""
+    label: float = 1.0
+    """Chance that `better` is the better one."""
+    strength: int = 1
+    rater: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +55,40 @@ def train_reward_model(
     trainer: LocalTrainer, ranked: Sequence[Ranked], cfg: RewardConfig, run: RunDirectory, progress: Progress
 ) -> None:
     """Maximise the likelihood of the comparisons; resumes as `train_sft` does."""
+    shares_GK = bootstrap_shares(len(ranked), cfg.num_heads, seed=run.seed(0))
+
+    def accumulate(index: Sequence[int]) -> dict[str, float]:
+        parts = _parts([ranked[i] for i in index], shares_GK[list(index)], trainer.batch_tokens)
+        return trainer.accumulate(parts, lambda part: _loss(trainer.model, part, cfg.label_smoothing))
+
+    fit(trainer, len(ranked), cfg, run, progress, accumulate)
+
+
+def fit(
+    trainer: LocalTrainer,
+    num_rows: int,
+    cfg: RewardConfig,
+    run: RunDirectory,
+    progress: Progress,
+    accumulate: Callable[[Sequence[int]], dict[str, float]],
+) -> None:
+    """The steps of every reward model's training.
+
+    Args:
+        trainer: resumed from the run's newest checkpoint, if there is one.
+        num_rows: of the data.
+        cfg: passes, rows a step, peak learning rate.
+        run: receives metrics and checkpoints.
+        progress: told after every step.
+        accumulate: adds the gradient of these rows; returns metrics with "reward/correct" and "reward/decided".
+    """
     checkpoints = checkpoint_directory(run)
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
-    schedule = epoch_batches(len(ranked), cfg.epochs, cfg.prompts_per_step, seed=run.seed(0))
+    schedule = epoch_batches(num_rows, cfg.epochs, cfg.prompts_per_step, seed=run.seed(0))
     for step, index in enumerate(schedule[start:], start=start):
         began = time.perf_counter()
-        metrics = trainer.accumulate(
-            _parts([ranked[i] for i in index], trainer.batch_tokens), lambda part: _loss(trainer.model, part)
-        )
+        metrics = accumulate(index)
         correct, decided = metrics.pop("reward/correct"), metrics.pop("reward/decided")
         if decided:
             metrics["reward/accuracy"] = correct / decided
@@ -68,6 +98,17 @@ def train_reward_model(
         if (step + 1) % SAVE_EVERY == 0:
             save_checkpoint(trainer, checkpoints, step + 1)
         progress(step + 1, len(schedule))
+
+
+def bootstrap_shares(num_prompts: int, num_heads: int, *, seed: int) -> torch.Tensor:
+    """How much each prompt counts for each head, [prompts, heads]: all ones for one head, else exponential with mean 1.
+
+    Rubin 1981, "The Bayesian bootstrap": unlike drawn counts, no prompt has weight zero.
+    """
+    if num_heads == 1:
+        return torch.ones(num_prompts, 1)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.empty(num_prompts, num_heads).exponential_(generator=generator)
 
 
 def freeze_below(model: PolicyModel, train_layers: int) -> None:
@@ -92,26 +133,33 @@ def freeze_below(model: PolicyModel, train_layers: int) -> None:
 
 
 @torch.no_grad()
-def score(model: PolicyModel, ranked: Sequence[Ranked], progress: Progress) -> list[list[float]]:
-    """The reward of every answer, by prompt."""
+def score_ensemble(model: PolicyModel, ranked: Sequence[Ranked], progress: Progress) -> list[torch.Tensor]:
+    """What each head makes of every answer, by prompt: [answers, heads] on the CPU."""
     model.eval()
-    rewards: list[list[float]] = []
+    rewards: list[torch.Tensor] = []
     for group in ranked:
         prefixes = torch.full((len(group.answers),), group.prompt_length)
-        rewards.append(model.sequence_rewards(*pad(group.answers), prefix_lengths_B=prefixes).tolist())
+        rewards.append(model.ensemble_rewards(*pad(group.answers), prefix_lengths_B=prefixes).cpu())
         progress(len(rewards), len(ranked))
     return rewards
 
 
+def score(model: PolicyModel, ranked: Sequence[Ranked], progress: Progress) -> list[list[float]]:
+    """The reward of every answer, by prompt."""
+    return [rewards_AK.mean(1).tolist() for rewards_AK in score_ensemble(model, ranked, progress)]
+
+
 @torch.no_grad()
-def standardise(model: PolicyModel, rewards: Sequence[float]) -> None:
-    """Fold a shift and a scale into the reward head, so that these rewards become 0 on average, with deviation 1."""
-    given = torch.tensor(rewards)
+def standardise(model: PolicyModel, rewards_NK: torch.Tensor) -> None:
+    """Fold shifts and a scale into the reward head, so that these rewards become 0 on average, with deviation 1.
+
+    Each head has its own shift, since only differences were learned, and all share the scale of their mean.
+    """
     head = model.heads["reward"]
     assert isinstance(head, torch.nn.Linear)
-    scale = 1 / given.std().clamp_min(1e-6)
+    scale = 1 / rewards_NK.mean(1).std().clamp_min(1e-6).to(head.weight.device)
     head.weight.mul_(scale)
-    head.bias.sub_(given.mean()).mul_(scale)
+    head.bias.sub_(rewards_NK.mean(0).to(head.bias.device)).mul_(scale)
 
 
 def margins(ranked: Sequence[Ranked], rewards: Sequence[Sequence[float]]) -> list[float]:
@@ -133,38 +181,50 @@ class _Part:
     better: torch.Tensor  # [P] int64, row of the batch
     worse: torch.Tensor  # [P] int64
     tie: torch.Tensor  # [P] bool
-    weight: torch.Tensor  # [P] float32
+    weight: torch.Tensor  # [P, K] float32, summing to the verdict's weight
     margin: torch.Tensor  # [P] float32
+    label: torch.Tensor  # [P] float32
 
 
-def _parts(ranked: Sequence[Ranked], max_tokens: int) -> Iterator[_Part]:
-    part: list[Ranked] = []
+def _parts(ranked: Sequence[Ranked], shares_GK: torch.Tensor, max_tokens: int) -> Iterator[_Part]:
+    part: list[int] = []
     size = 0
-    for group in ranked:
+    for i, group in enumerate(ranked):
         tokens = group.prompt_length + sum(len(answer) - group.prompt_length for answer in group.answers)
         if part and size + tokens > max_tokens:
-            yield _collate(part)
+            yield _collate([ranked[j] for j in part], shares_GK[part])
             part, size = [], 0
-        part.append(group)
+        part.append(i)
         size += tokens
-    yield _collate(part)
+    yield _collate([ranked[j] for j in part], shares_GK[part])
 
 
-def _collate(ranked: Sequence[Ranked]) -> _Part:
+def _collate(ranked: Sequence[Ranked], shares_GK: torch.Tensor) -> _Part:
     input_ids, lengths = pad([answer for group in ranked for answer in group.answers])
-    rows: list[tuple[int, int, bool, float, float]] = []
+    rows: list[tuple[int, int, bool, float, float, float, int]] = []
     first = 0
-    for group in ranked:
-        rows += [(first + v.better, first + v.worse, v.tie, v.weight, v.margin) for v in group.verdicts]
+    for g, group in enumerate(ranked):
+        rows += [(first + v.better, first + v.worse, v.tie, v.weight, v.margin, v.label, g) for v in group.verdicts]
         first += len(group.answers)
-    better, worse, tie, weight, margin = (torch.tensor(column) for column in zip(*rows, strict=True))
+    better, worse, tie, weight, margin, label, of = (torch.tensor(column) for column in zip(*rows, strict=True))
+    weight = weight[:, None] * shares_GK[of] / shares_GK.shape[1]
     batch = Batch(input_ids, lengths, torch.zeros_like(input_ids, dtype=torch.bool))
     prefixes = torch.tensor([group.prompt_length for group in ranked for _ in group.answers])
-    return _Part(batch, prefixes, better, worse, tie, weight, margin)
+    return _Part(batch, prefixes, better, worse, tie, weight, margin, label)
 
 
-def _loss(model: PolicyModel, part: _Part) -> Loss:
-    rewards = model.sequence_rewards(part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths)
-    verdicts = (part.better, part.worse, part.tie, part.weight, part.margin)
-    better, worse, tie, weight, margin = (column.to(model.device) for column in verdicts)
-    return Loss(*bradley_terry_loss(rewards[better], rewards[worse], margin=margin, weight=weight, tie=tie))
+def _loss(model: PolicyModel, part: _Part, label_smoothing: float) -> Loss:
+    rewards_BK = model.ensemble_rewards(part.batch.input_ids, part.batch.lengths, prefix_lengths_B=part.prefix_lengths)
+    columns = (part.better, part.worse, part.tie, part.weight, part.margin, part.label)
+    better, worse, tie, weight, margin, label = (column.to(model.device) for column in columns)
+    return Loss(
+        *bradley_terry_loss(
+            rewards_BK[better],
+            rewards_BK[worse],
+            margin=margin[:, None],
+            weight=weight,
+            tie=tie[:, None],
+            label=label[:, None],
+            label_smoothing=label_smoothing,
+        )
+    )

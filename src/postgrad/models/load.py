@@ -37,6 +37,7 @@ def load_policy(
     heads: tuple[str, ...] = (),
     lora_rank: int = 0,
     gradient_checkpointing: bool = False,
+    num_rewards: int = 1,
     placement: Placement | None = None,
 ) -> PolicyModel:
     """A model directory, with the heads stored beside it, or fresh ones from the current random state.
@@ -46,6 +47,7 @@ def load_policy(
         heads: scalar heads wanted, out of "value" and "reward".
         lora_rank: > 0 freezes the weights and adds a fresh adapter of this rank.
         gradient_checkpointing: recompute every layer in the backward pass.
+        num_rewards: of a fresh "reward" head; a stored one has its own number.
         placement: of the language model, `place()` without one; heads and adapters are float32 anywhere.
 
     Raises:
@@ -71,15 +73,25 @@ def load_policy(
         )
     if gradient_checkpointing:
         lm.activation_checkpointing_enable()
-    model = PolicyModel(lm, heads=heads, adapter=add_adapter(lm, lora_rank) if lora_rank else None)
-    stored = directory / "heads.safetensors"
-    if heads and stored.exists():
-        try:
-            tensors = load_file(stored)
-        except (OSError, SafetensorError) as e:
-            raise DataError(f"{str(stored)!r} cannot be read ({e}); copy it again from where it was saved") from None
-        model.heads.load_state_dict({k: v for k, v in tensors.items() if k.split(".")[0] in heads}, strict=False)
+    stored = _stored_heads(directory, heads)
+    if "reward.weight" in stored:
+        num_rewards = len(stored["reward.weight"])
+    adapter = add_adapter(lm, lora_rank) if lora_rank else None
+    model = PolicyModel(lm, heads=heads, adapter=adapter, num_rewards=num_rewards)
+    model.heads.load_state_dict(stored, strict=False)
     return model.to(placement.device)
+
+
+def _stored_heads(directory: Path, heads: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Of the wanted ones, those in the file beside the model; none where there is no file."""
+    path = directory / "heads.safetensors"
+    if not heads or not path.exists():
+        return {}
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise DataError(f"{str(path)!r} cannot be read ({e}); copy it again from where it was saved") from None
+    return {k: v for k, v in tensors.items() if k.split(".")[0] in heads}
 
 
 def read_config(directory: Path) -> Any:

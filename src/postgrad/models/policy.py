@@ -63,12 +63,15 @@ class PolicyModel(nn.Module):
         lm: any decoder-only `*ForCausalLM`.
         heads: names of scalar heads to add, out of "value" and "reward".
         adapter: the peft model that has put its layers into `lm`.
+        num_rewards: rewards that the one head reads: an ensemble on a shared trunk, whose mean is the reward.
 
     Raises:
         DataError: `lm` does something that is not done here, and its logprobs would not be its own.
     """
 
-    def __init__(self, lm: nn.Module, *, heads: tuple[str, ...] = (), adapter: Any = None) -> None:
+    def __init__(
+        self, lm: nn.Module, *, heads: tuple[str, ...] = (), adapter: Any = None, num_rewards: int = 1
+    ) -> None:
         super().__init__()
         # Out of nn.Module's sight: its parameters are those of `lm` already.
         object.__setattr__(self, "adapter", adapter)
@@ -83,7 +86,9 @@ class PolicyModel(nn.Module):
         # transformers denies this token's embedding its gradient, and where it is the end token it has one to learn.
         lm.get_input_embeddings().padding_idx = None  # type: ignore[operator]
         self.lm = lm
-        self.heads = nn.ModuleDict({name: nn.Linear(text_config.hidden_size, 1) for name in heads})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(text_config.hidden_size, num_rewards if name == "reward" else 1) for name in heads}
+        )
         for name, head in self.heads.items():
             assert isinstance(head, nn.Linear)
             # A critic starts from zero, a reward model from N(0, 1 / sqrt(d + 1)): Stiennon et al. 2020
@@ -205,7 +210,7 @@ class PolicyModel(nn.Module):
         before_ND = states_ND[place_BT.roll(1, dims=1)[mask_BT].to(device)]
         targets_N = input_ids_BT[mask_BT].to(device)
         logprobs, entropy = token_logprobs(before_ND, self.unembedding, targets_N, temperature=temperature)
-        values = self._read("value", before_ND) if "value" in self.heads else None
+        values = self._read("value", before_ND).squeeze(-1) if "value" in self.heads else None
         zeros_BT = torch.zeros(mask_BT.shape, device=device)
         mask_BT = mask_BT.to(device)
         return (
@@ -217,14 +222,32 @@ class PolicyModel(nn.Module):
     def sequence_rewards(
         self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, *, prefix_lengths_B: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The reward head's reading of each sequence's last token, [B]; equal prefixes are computed once."""
+        """The reward of each sequence, [B]: the mean of its ensemble's."""
+        return self.ensemble_rewards(input_ids_BT, lengths_B, prefix_lengths_B=prefix_lengths_B).mean(-1)
+
+    def ensemble_rewards(
+        self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, *, prefix_lengths_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the reward head reads at each sequence's last token, [B, K]; equal prefixes are computed once."""
+        rows_B = torch.arange(len(lengths_B))
+        return self.rewards_at(input_ids_BT, lengths_B, rows_B, lengths_B - 1, prefix_lengths_B=prefix_lengths_B)
+
+    def rewards_at(
+        self,
+        input_ids_BT: torch.Tensor,
+        lengths_B: torch.Tensor,
+        rows_N: torch.Tensor,
+        places_N: torch.Tensor,
+        *,
+        prefix_lengths_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the reward head reads at token `places_N` of sequence `rows_N`, [N, K], as of a step's last one."""
         states_ND, place_BT = self.states(input_ids_BT, lengths_B, prefix_lengths_B)
-        last_B = place_BT[torch.arange(len(lengths_B)), lengths_B - 1]
-        return self._read("reward", states_ND[last_B.to(self.device)])
+        return self._read("reward", states_ND[place_BT[rows_N, places_N].to(self.device)])
 
     def _read(self, name: str, states_ND: torch.Tensor) -> torch.Tensor:
-        """A head's numbers, [N], in its own float32 whatever the type of the states."""
+        """A head's numbers, [N, K], in its own float32 whatever the type of the states."""
         head = self.heads[name]
         assert isinstance(head, nn.Linear)
-        numbers_N1: torch.Tensor = head(states_ND.to(head.weight.dtype))
-        return numbers_N1.squeeze(-1)
+        numbers_NK: torch.Tensor = head(states_ND.to(head.weight.dtype))
+        return numbers_NK

@@ -119,25 +119,41 @@ def bradley_terry_loss(
     margin: Tensor | None = None,
     weight: Tensor | None = None,
     tie: Tensor | None = None,
+    label: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> LossSum:
     """-log sigmoid(chosen - rejected - margin), one score a pair (arXiv 2203.02155 eq. 1; margin: 2307.09288 eq. 2).
 
-    Where `tie` is True the label is 1/2: the mean of the losses of both directions, without margin. The units are the
-    pairs, each counting `weight` (one by default). Accuracy is asked of decided pairs alone and so needs its own
-    denominator: "reward/correct" / "reward/decided"; equal scores are half correct.
+    `label` is the chance that the chosen answer is the better one, one by default, and `label_smoothing` the share of
+    labels taken to be flipped (cDPO's, Mitchell 2023, for rewards): the loss is then the cross-entropy with that
+    chance. Where `tie` is True it is 1/2, without margin. The units are the pairs, each counting `weight` (one by
+    default). Accuracy is asked of decided pairs alone and so needs its own denominator: "reward/correct" /
+    "reward/decided"; equal scores are half correct.
     """
     gap = chosen - rejected
     weight = torch.ones_like(gap) if weight is None else weight
     tie = torch.zeros_like(gap, dtype=torch.bool) if tie is None else tie
-    decided_loss = -logsigmoid(gap if margin is None else gap - margin)
-    tied_loss = -(logsigmoid(gap) + logsigmoid(-gap)) / 2
-    total = (weight * torch.where(tie, tied_loss, decided_loss)).sum()
+    label = torch.ones_like(gap) if label is None else label
+    chance = torch.where(tie, 0.5, label * (1 - label_smoothing) + (1 - label) * label_smoothing)
+    logit = gap if margin is None else gap - margin.masked_fill(tie, 0)
+    total = -(weight * (chance * logsigmoid(logit) + (1 - chance) * logsigmoid(-logit))).sum()
     correct = (torch.sign(gap) + 1) / 2
     metrics = {
         "loss/bradley_terry": total,
         "reward/correct": (weight * correct).masked_fill(tie, 0).sum(),
         "reward/decided": weight.masked_fill(tie, 0).sum(),
     }
+    return total, float(weight.sum()), _floats(metrics)
+
+
+def step_loss(scores: Tensor, good: Tensor, weight: Tensor) -> LossSum:
+    """Binary cross-entropy of sigmoid(score) with whether each step is good (arXiv 2305.20050, section 2.6).
+
+    The units are the steps, each counting `weight`. "reward/correct" sums those on whose side of 0 their score lies.
+    """
+    total = -(weight * (good * logsigmoid(scores) + (1 - good) * logsigmoid(-scores))).sum()
+    correct = (torch.sign(scores) * (2 * good - 1) + 1) / 2
+    metrics = {"loss/steps": total, "reward/correct": (weight * correct).sum(), "reward/decided": weight.sum()}
     return total, float(weight.sum()), _floats(metrics)
 
 

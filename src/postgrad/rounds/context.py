@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed, rollout_groups
 from postgrad.rounds.manifest import Manifest
-from postgrad.run import RunDirectory, atomic_write, sha256_file
+from postgrad.run import RunDirectory, atomic_write
 from postgrad.text.template import Renderer, check_fits
 from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams
 
@@ -218,12 +217,6 @@ def rater_pool(ctx: Context, num: int, purpose: str) -> list[SimulatedRater]:
     )
     ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
     return pool
-
-
-def weights_sha256(directory: Path) -> str:
-    """Names the weights of a model directory, wherever it lies and whatever wrote it."""
-    listing = "".join(sha256_file(path) + path.name for path in sorted(directory.glob("*.safetensors")))
-    return hashlib.sha256(listing.encode("utf-8")).hexdigest()
 
 
 def measure(example: Example, text: str, finish_reason: str) -> dict[str, float | None]:

@@ -12,6 +12,7 @@ from postgrad.feedback.records import Sample, Submission
 from postgrad.feedback.utility import UNREWARDED, utility
 from postgrad.gates.promote import decide
 from postgrad.gates.release import Release, ReleasePointer
+from postgrad.graders.certificate import weights_sha256
 from postgrad.models.load import load_policy
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import (
@@ -22,7 +23,6 @@ from postgrad.rounds.context import (
     rater_pool,
     read_splits,
     sample_all,
-    weights_sha256,
     write_json,
     write_lines,
 )

@@ -32,6 +32,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "round": STAGES,
     "pretrain": ("text", "tokenizer", "pretrain", "evaluate"),
     "rl": ("questions", "rl"),
+    "reward": ("pairs", "reward", "certificate"),
+    "steps": ("steps", "process", "outcome"),
 }
 """A recipe's method -> its stages, in order."""
 
@@ -298,6 +300,22 @@ def find_round(workspace: Path, reference: str) -> Manifest:
             return manifest
     known = ", ".join(manifest.record.id for manifest in rounds) or "none yet; `postgrad quickstart` makes one"
     raise StoreError(f"no round {reference!r} in workspace {str(workspace)!r}; rounds: {known}")
+
+
+def workspace_checkpoints(workspace: Path) -> set[str]:
+    """What samples call the weights of the workspace's policies that are still there: see `graders.certificate`.
+
+    Raises:
+        StoreError: a manifest cannot be read.
+    """
+    found: dict[Path, list[str]] = {}
+    for manifest in list_rounds(workspace):
+        for stage in manifest.record.stages:
+            for name, digest in sorted(stage.outputs.items()):
+                path = manifest.directory / name
+                if path.suffix == ".safetensors" and path.parent.name == "policy" and path.is_file():
+                    found.setdefault(path.parent, []).append(digest + path.name)
+    return {hashlib.sha256("".join(listing).encode("utf-8")).hexdigest() for listing in found.values()}
 
 
 def find_or_create_round(

@@ -22,7 +22,9 @@ from rich.table import Table
 from postgrad.config.load import AnyRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
+from postgrad.config.reward import RewardRecipe
 from postgrad.config.round import Recipe
+from postgrad.config.steps import StepRewardRecipe
 from postgrad.data.readers import read_examples
 from postgrad.data.tasks import make_tasks
 from postgrad.engine.local import LocalEngine
@@ -39,6 +41,8 @@ from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.local import FORWARD_ONLY
 from postgrad.types import Example
 
+OneReward = RewardRecipe | StepRewardRecipe
+"""Recipes that train reward models alone."""
 DISTRIBUTION_BYTES = 48
 """For every word at every place where whole distributions are read: a dozen arrays, half of them float64."""
 _engine = inspect.signature(LocalEngine).parameters
@@ -65,6 +69,8 @@ class Plan:
     def estimates(self) -> list[Estimate]:
         if isinstance(self.recipe, PretrainRecipe):
             return self._pretrain(self.recipe)
+        if isinstance(self.recipe, OneReward):
+            return [self._reward(self.recipe)]
         rl = self._rl(self.recipe)
         return [self._sft(self.recipe), self._reward(self.recipe), rl] if isinstance(self.recipe, Recipe) else [rl]
 
@@ -86,11 +92,20 @@ class Plan:
         sizes = self.sizes(lora_rank=recipe.model.lora_rank)
         return learning("sft", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
 
-    def _reward(self, recipe: Recipe) -> Estimate:
+    def _reward(self, recipe: Recipe | OneReward) -> Estimate:
         sizes = self.sizes(heads=("reward",), train_layers=recipe.reward.train_layers)
-        group = self.prompt + recipe.labels.answers_per_prompt * recipe.rl.max_tokens
+        if isinstance(recipe, OneReward):
+            group = 2 * recipe.data.max_tokens
+        else:
+            group = self.prompt + recipe.labels.answers_per_prompt * recipe.rl.max_tokens
         tokens = min(max(recipe.batch_tokens, group), recipe.reward.prompts_per_step * group)
         return replace(learning("reward", self.process, sizes, tokens), vocabulary=0)
+
+    def _num_reward_models(self) -> int:
+        """Each taken to be as large as the policy."""
+        if isinstance(self.recipe, RlRecipe):
+            return sum(bool(grader.reward_model) for grader in self.recipe.graders)
+        return 1
 
     def _rl(self, recipe: Recipe | RlRecipe) -> Estimate:
         cfg, rank = recipe.rl, recipe.model.lora_rank
@@ -107,7 +122,7 @@ class Plan:
         return replace(
             trained,
             reference=0 if rank else self.sizes().weights,
-            reward_model=self.sizes(heads=("reward",)).weights if isinstance(recipe, Recipe) else 0,
+            reward_model=self._num_reward_models() * self.sizes(heads=("reward",)).weights,
             activations=max(trained.activations, read * sizes.layer),
             sampling=sizes.weights + cached * sizes.keys_values + 2 * rows * sizes.words * FLOAT_BYTES,
         )
@@ -129,6 +144,8 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None) ->
         return Plan(recipe, _sizes(config), resident_bytes())
     assert initial is not None, "only pretraining makes its own model"
     sizes = _sizes(read_config(initial))
+    if isinstance(recipe, OneReward):
+        return Plan(recipe, sizes, resident_bytes())
     renderer = Renderer(load_tokenizer(initial))
     demonstrations: Sequence[Example] = ()
     if isinstance(recipe, Recipe):
@@ -205,10 +222,11 @@ def _knobs(plan: Plan) -> dict[str, list[int | bool]]:
     knobs: dict[str, list[int | bool]] = {"batch_tokens": list(range(recipe.batch_tokens - step, 0, -step))}
     if isinstance(recipe, PretrainRecipe):
         return knobs
-    if not recipe.model.gradient_checkpointing:
-        knobs["model.gradient_checkpointing"] = [True]
-    knobs["model.lora_rank"] = [rank for rank in RANKS if rank < (recipe.model.lora_rank or math.inf)]
-    if isinstance(recipe, Recipe):
+    if not isinstance(recipe, OneReward):
+        if not recipe.model.gradient_checkpointing:
+            knobs["model.gradient_checkpointing"] = [True]
+        knobs["model.lora_rank"] = [rank for rank in RANKS if rank < (recipe.model.lora_rank or math.inf)]
+    if isinstance(recipe, Recipe | RewardRecipe | StepRewardRecipe):
         layers = plan.sizes().layers
         knobs["reward.train_layers"] = list(range((recipe.reward.train_layers or layers) - 1, 0, -1))
     return {key: values for key, values in knobs.items() if values}

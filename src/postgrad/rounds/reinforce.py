@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,20 +13,27 @@ from typing import Any
 
 import torch
 
-from postgrad.config.questions import RlRecipe
+from postgrad.config.questions import GraderConfig, JudgeConfig, RlRecipe
 from postgrad.data.mixture import Mixture, split_of
 from postgrad.data.readers import read_examples
 from postgrad.data.tasks import Task, make_tasks
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import DataError
 from postgrad.evals.accuracy import accuracy, answer_rows, change, constant_answer
-from postgrad.graders.function import FunctionGrader
+from postgrad.feedback.endpoint_judge import EndpointJudge
+from postgrad.feedback.judge_prompt import RUBRIC, read_rubric
+from postgrad.feedback.local_judge import LocalJudge
+from postgrad.graders.certificate import weights_sha256
+from postgrad.graders.function import FunctionGrader, GradeAnswer
+from postgrad.graders.judge import JudgeGrader
+from postgrad.graders.step_reward import reward_grader
 from postgrad.graders.verify import UserFunction, find_function
 from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.rl import train_rl
 from postgrad.models.load import context_length, load_policy, save_policy
-from postgrad.models.placement import place
+from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
+from postgrad.models.pull import resolve
 from postgrad.protocols import Grader, RolloutEngine
 from postgrad.rollout import grade_groups, request_seed
 from postgrad.rounds.context import OpenBar, write_json, write_lines
@@ -96,9 +104,10 @@ def run_rl(
     Raises:
         PostgradError: with one sentence; the same command goes on from there.
     """
-    functions = {cfg.function: find_function(cfg.function, folder) for cfg in recipe.graders}
-    measures = tuple(FunctionGrader(g.function, functions[g.function], weight=g.weight) for g in recipe.graders)
+    functions = {cfg.function: find_function(cfg.function, folder) for cfg in recipe.graders if cfg.function}
+    placement = place(recipe.model.device, recipe.model.dtype)
     renderer = Renderer(load_tokenizer(initial))
+    measures = tuple(_grader(cfg, functions, folder, renderer, placement) for cfg in recipe.graders)
     model = {"name": recipe.model.name, "sha256": sha256_tree(initial)}
     inputs = {"model": model["sha256"], "text": renderer.fingerprint}
     if source is not None:
@@ -108,7 +117,16 @@ def run_rl(
     for name, function in functions.items():
         if isinstance(function, UserFunction) and function.path is not None:
             inputs[f"grader {name}"] = sha256_file(function.path)
-    with open_round(recipe, workspace=workspace, model=model) as manifest:
+    for cfg in recipe.graders:
+        if cfg.judge is not None and cfg.judge.rubric:
+            inputs[f"rubric of {cfg.name}"] = sha256_file(folder / cfg.judge.rubric)
+        if cfg.reward_model:
+            inputs[f"reward model {cfg.reward_model}"] = weights_sha256(folder / cfg.reward_model)
+    with contextlib.ExitStack() as stack:
+        for grader in measures:
+            if isinstance(grader, JudgeGrader):
+                stack.callback(grader.close)
+        manifest = stack.enter_context(open_round(recipe, workspace=workspace, model=model))
         run = _Run(recipe, manifest, initial, source, renderer, bar, measures)
         work = [
             Work("questions", (), lambda s: _questions_stage(run, s)),
@@ -116,6 +134,32 @@ def run_rl(
         ]
         run_stages(manifest, work, inputs=inputs, announce=announce)
     return manifest
+
+
+def _grader(
+    cfg: GraderConfig, functions: Mapping[str, GradeAnswer], folder: Path, renderer: Renderer, placement: Placement
+) -> Grader:
+    if cfg.function:
+        return FunctionGrader(cfg.function, functions[cfg.function], weight=cfg.weight)
+    if cfg.judge is not None:
+        judge = _judge(cfg.judge, folder, placement)
+        aclose = judge.aclose if isinstance(judge, EndpointJudge) else None
+        return JudgeGrader(judge, name=cfg.name, weight=cfg.weight, aclose=aclose)
+    directory = folder / cfg.reward_model
+    return reward_grader(directory, cfg.bar, renderer, placement, name=cfg.name, weight=cfg.weight)
+
+
+def _judge(cfg: JudgeConfig, folder: Path, placement: Placement) -> EndpointJudge | LocalJudge:
+    rubric = read_rubric(folder / cfg.rubric) if cfg.rubric else RUBRIC
+    if cfg.endpoint:
+        return EndpointJudge(cfg.endpoint, model=cfg.model, rubric=rubric)
+    path = resolve(cfg.checkpoint)
+    renderer = Renderer(load_tokenizer(path))
+    policy = load_policy(path, placement=placement).requires_grad_(False)
+    engine = LocalEngine(policy, stop_ids=renderer.stop_ids, decode=renderer.decode)
+    return LocalJudge(
+        engine, renderer, context=policy.context, model=path.name, checkpoint=sha256_tree(path), rubric=rubric
+    )
 
 
 def _read_questions(source: Path, system: str, heldout_share: float) -> Task:

@@ -28,8 +28,9 @@ from postgrad.rounds.numbers import (
     format_percent,
     format_signed,
 )
+from postgrad.rounds.report_certificate import certificate_view
 from postgrad.rounds.report_charts import distance_chart, line_chart, reliability_chart
-from postgrad.run import METRIC_KEYS, RunDirectory, atomic_write, read_metrics
+from postgrad.run import CERTIFICATE, METRIC_KEYS, RunDirectory, atomic_write, read_metrics
 from postgrad.watch import TITLES, healthy, is_share
 
 NUM_SAMPLES = 20
@@ -38,6 +39,8 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
     "sft": (2, ("loss/nll", "optim/grad_norm")),
     "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
+    "process": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
+    "outcome": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
     "rl": (
         6,
         (
@@ -47,6 +50,12 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 """Stage -> how many charts, and which, by preference; those without data are passed over."""
+
+
+CERTIFIED: Mapping[str, str] = {
+    "certificate": "certificate", "process": "process/model", "outcome": "outcome/model"
+}  # fmt: skip
+"""Stage of a method by itself -> where its certificate is."""
 
 
 class _Summary(dict[str, Any]):
@@ -108,7 +117,7 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
         headline = ("investigate", "Unfinished", "This run has not reached its end.")
     reliability = []
     for stage in done:
-        if rows := stage.summary.get("calibration"):
+        if (rows := stage.summary.get("calibration")) and stage.name not in CERTIFIED:
             label = "The likeliest outcome"
             reliability.append((label, reliability_chart(rows, label=f"Reliability: {label.lower()}")))
         if rows := stage.summary.get("all_calibration"):
@@ -120,6 +129,12 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
         "findings": [(stage.name, format_findings(stage.summary)) for stage in done],
         "charts": [chart for name in manifest.stages if name in _CHARTS for chart in _charts(manifest, name)],
         "reliability": reliability,
+        "certificates": [
+            (name, view)
+            for name, where in CERTIFIED.items()
+            if name in manifest.stages and (view := _certificate(manifest, where))
+        ],
+        "pairs": next((stage.summary for stage in done if stage.name == "pairs"), None),
         "samples": [
             {**row, "prompt": _printable(row["prompt"]), "text": _printable(row["text"])}
             for path in samples
@@ -149,8 +164,8 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "headline": _headline(manifest, gate, labels),
         "pair": _pair(arena, "rl", "initial") if arena else None,
         "charts": {name: _charts(manifest, name) for name in manifest.stages if name in _CHARTS},
-        "reliability": _reliability(done.get("reward", {})),
         "distance": _distance(manifest) if "rl" in done else [],
+        "certificate": _certificate(manifest, "reward/model"),
         "samples": _samples(answers),
         "num_answers": len(answers),
         "num_samples": NUM_SAMPLES,
@@ -234,10 +249,10 @@ def _warnings(manifest: Manifest) -> list[dict[str, Any]] | None:
     return rows if trained else None
 
 
-def _reliability(summary: Mapping[str, Any]) -> str | None:
-    bins = [row for row in summary.get("calibration", ()) if row["n"] > 0]
-    label = "Reliability of the reward model: observed against predicted preference"
-    return reliability_chart(bins, label=label) if bins else None
+def _certificate(manifest: Manifest, where: str) -> dict[str, Any] | None:
+    """Of the run's reward model; None where it has none yet."""
+    path = manifest.directory / "stages" / where / CERTIFICATE
+    return certificate_view(_read_json(path)) if path.exists() else None
 
 
 def _distance(manifest: Manifest) -> list[tuple[str, str]]:

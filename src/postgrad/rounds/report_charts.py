@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -111,6 +111,42 @@ def distance_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]], quantity: 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("\u221aKL from the reference, \u221anats", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
+    return _svg(figure, label)
+
+
+def interval_chart(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    label: str,
+    mark: float,
+    low: float,
+    high: float,
+    form: Callable[[float | None], str],
+) -> Markup:
+    """A dot with its interval for each row, its name above it, first row on top.
+
+    Args:
+        rows: with "name", "value", "low" and "high".
+        label: what a screen reader says.
+        mark: where a line stands for nothing to see.
+        low: left end of the axis.
+        high: right end.
+        form: writes a number.
+    """
+    figure, axes = _canvas((_WIDE[0], 0.55 + 0.52 * len(rows)))
+    axes.grid(visible=False)
+    places = [float(len(rows) - i) for i in range(len(rows))]
+    axes.axvline(mark, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    for place, row in zip(places, rows, strict=True):
+        axes.plot([row["low"], row["high"]], [place, place], color=ACCENT, linewidth=5, alpha=0.35)
+        axes.plot([row["value"]], [place], "o", color=ACCENT, markersize=7)
+        axes.annotate(str(row["name"]), (low, place + 0.36), color=MUTED, fontsize=_TEXT, va="center")
+        axes.annotate(form(row["value"]), (high, place + 0.36), color=MUTED, fontsize=_TEXT, va="center", ha="right")
+    axes.set_xlim(low, high)
+    axes.set_ylim(0.5, len(rows) + 0.6)
+    axes.yaxis.set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(lambda x, _: form(x))
     return _svg(figure, label)
 
 

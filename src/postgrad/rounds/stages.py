@@ -11,28 +11,21 @@ import torch
 
 from postgrad.data.mixture import Mixture, split_of
 from postgrad.errors import DataError
-from postgrad.evals.calibration import pair_calibration
-from postgrad.feedback.agreement import label_summary
+from postgrad.feedback.agreement import Grade, label_summary, signs
 from postgrad.feedback.competence import rater_weights
 from postgrad.feedback.raters import SimulatedRater
 from postgrad.feedback.records import Judged, Sample, Submission
 from postgrad.feedback.utility import utility
+from postgrad.graders.certificate import certified_reward_model, weights_sha256, write_certificate
 from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.methods.algorithms import make_algorithm
-from postgrad.methods.reward import (
-    Ranked,
-    Verdict,
-    freeze_below,
-    margins,
-    score,
-    standardise,
-    train_reward_model,
-)
+from postgrad.methods.reward import Ranked, Verdict
 from postgrad.methods.rl import train_rl
 from postgrad.methods.sft import train_sft
-from postgrad.models.load import context_length, load_reward_model, save_policy, save_reward_model
+from postgrad.models.load import context_length, save_policy, save_reward_model
 from postgrad.protocols import Policy
 from postgrad.rollout import request_seed
+from postgrad.rounds.certify import Exam, examine
 from postgrad.rounds.context import (
     Context,
     check_rows,
@@ -43,11 +36,11 @@ from postgrad.rounds.context import (
     rater_pool,
     read_splits,
     sample_all,
-    weights_sha256,
     write_lines,
 )
 from postgrad.rounds.exam import PolicyExam
 from postgrad.rounds.manifest import Stage
+from postgrad.rounds.reward import certificate_summary, fit_reward_model
 from postgrad.run import RunDirectory
 from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
@@ -55,6 +48,8 @@ from postgrad.types import Example, SamplingParams
 
 VALIDATION_SHARE = 0.15
 NUM_CANARIES = 8
+NUM_PROBES = 24
+"""Held-out answers that are changed in one thing each for the reward model's certificate."""
 
 
 def prompts_stage(ctx: Context, stage: Stage) -> None:
@@ -178,40 +173,28 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
 
 
 def reward_stage(ctx: Context, stage: Stage) -> None:
-    """A reward model from the labels; refuses to go on with one that does no better than the recipe's bar."""
+    """A reward model from the labels, with its certificate; refuses to go on with one below the recipe's bar."""
     cfg = ctx.recipe.reward
     decided = [j for j in ctx.store.preferences(purpose="train", round_id=ctx.round_id) if j.preference.tiers]
     weights = rater_weights(decided)
     training, validation = _ranked(ctx, decided, weights)
     run = RunDirectory(stage.directory, _seed(ctx, "reward"))
     torch.manual_seed(run.seed(0, "init"))
-    model = ctx.load("sft", heads=("reward",))
-    freeze_below(model, cfg.train_layers)
-    trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
-    train_reward_model(trainer, training, cfg, run, ctx.bar("training the reward model", run))
-    before = score(model, training, ctx.bar("reading its scale"))
-    standardise(model, [reward for group in before for reward in group])
+    model = ctx.load("sft", heads=("reward",), num_rewards=cfg.num_heads)
+    trainer = fit_reward_model(model, training, cfg, run, ctx.recipe.batch_tokens, ctx.bar)
     canaries = [answer for group in training for answer in group.answers][:NUM_CANARIES]
     save_reward_model(model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=canaries)
     forget_checkpoints(run)
-    lengths = [
-        float(len(g.answers[v.worse]) - len(g.answers[v.better])) for g in validation for v in g.verdicts if not v.tie
-    ]
-    rewards = score(model, validation, ctx.bar("checking it on held-out comparisons"))
-    summary = pair_calibration(margins(validation, rewards))
-    shorter = sum(1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in lengths) / max(1, len(lengths))
+    exam = Exam(ctx.renderer, validation, _grades(ctx), NUM_PROBES, ctx.bar, sampled=validation)
+    found = write_certificate(stage.directory / "model", examine(model, exam), cfg.bar)
     stage.add_tokens(
         trained=trainer.trained_tokens, scored=sum(len(a) for g in (*training, *validation) for a in g.answers)
     )
-    stage.summary = summary | {
-        "baseline_length_accuracy": max(shorter, 1 - shorter),
-        "train_prompts": len(training),
-        "rater_weights": weights,
-    }
-    if summary["accuracy_high"] < cfg.min_accuracy:
+    stage.summary = certificate_summary(found) | {"train_prompts": len(training), "rater_weights": weights}
+    if found["below_bar"]:
         raise DataError(
-            f"the reward model is right on {summary['accuracy']:.0%} of held-out comparisons, below "
-            f"'reward.min_accuracy' = {cfg.min_accuracy:.0%}; collect more labels or train it longer"
+            f"the reward model does not pass 'reward.bar': {'; '.join(found['below_bar'])}; collect more labels or "
+            "train it longer"
         )
 
 
@@ -232,7 +215,8 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     )
     algorithm = make_algorithm(cfg)
     run.write_config({"algorithm": cfg.algorithm} | asdict(algorithm))
-    reward_model = load_reward_model(ctx.manifest.stage_directory("reward") / "model", placement=ctx.placement)
+    directory = ctx.manifest.stage_directory("reward") / "model"
+    reward_model = certified_reward_model(directory, ctx.recipe.reward.bar, placement=ctx.placement)
     grader, engine = RewardModelGrader(reward_model), ctx.engine(model)
     exam = None
     if ctx.recipe.exam is not None:
@@ -323,11 +307,20 @@ def _ranked(ctx: Context, decided: Sequence[Judged], weights: Mapping[str, float
             better, worse = (first, second) if not pairs or pairs[0] == (0, 1) else (second, first)
             grade = max(0, (j.preference.strength or 1) - 1)
             margin = ctx.recipe.reward.margin_per_grade * grade
-            weight = j.preference.weight * weights[j.preference.rater_id]
-            verdicts.append(Verdict(better, worse, tie=not pairs, weight=weight, margin=margin))
+            verdicts.append(
+                Verdict(
+                    better,
+                    worse,
+                    tie=not pairs,
+                    weight=j.preference.weight * weights[j.preference.rater_id],
+                    margin=margin,
+                    strength=j.preference.strength or 1,
+                    rater=j.preference.rater_id,
+                    domain=str(j.details.get("source", "")),
+                )
+            )
         answers = tuple((*prompt, *samples[source].token_ids) for source in sources)
-        part = split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
-        parts[part].append(Ranked(len(prompt), answers, tuple(verdicts)))
+        parts[_part_of(prompt_id)].append(Ranked(len(prompt), answers, tuple(verdicts)))
     for needy, rich in (("validation", "train"), ("train", "validation")):
         spare = _decided(parts[rich])
         if not _decided(parts[needy]) and len(spare) > 1:
@@ -338,6 +331,16 @@ def _ranked(ctx: Context, decided: Sequence[Judged], weights: Mapping[str, float
                 "too few prompts with a preference that is no tie to train and to check a reward model; label more"
             )
     return parts["train"], parts["validation"]
+
+
+def _part_of(prompt_id: str) -> str:
+    return split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
+
+
+def _grades(ctx: Context) -> list[Grade]:
+    """What raters said of the held-out questions, whose agreement is the ceiling of the reward model's."""
+    judged = ctx.store.preferences(purpose="train", round_id=ctx.round_id)
+    return signs(j for j in judged if _part_of(j.prompt_id) == "validation")
 
 
 def _decided(ranked: list[Ranked]) -> list[Ranked]:

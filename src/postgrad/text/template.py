@@ -139,6 +139,16 @@ class Renderer:
             token for _, segment in self._segments(conversation, name, generate=True) for token in self._encode(segment)
         )
 
+    def render_answer(self, text: str, *, name: str = "this answer") -> tuple[int, ...]:
+        """Token ids of an answer with its end token, as they would be sampled after `render_prompt`.
+
+        Raises:
+            DataError: text that would forge special tokens.
+        """
+        if forged := self._special.search(text):
+            raise DataError(f"{name} contains {forged.group()!r}, which the tokenizer reads as a control token")
+        return (*self._encode(self._opening + text + self._closing), self.end_id)
+
     def parse(self, ids: Sequence[int]) -> Message:
         """The assistant message in sampled tokens: text up to the first end token, otherwise exactly as sampled."""
         end = next((t for t, token in enumerate(ids) if token in self.stop_ids), None)
