@@ -9,14 +9,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.queue import QueueConfig
 from postgrad.config.round import Recipe
 from postgrad.errors import ConfigError
 
-AnyRecipe = Recipe | PretrainRecipe | RlRecipe
-RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe, "pretrain": PretrainRecipe, "rl": RlRecipe}
+AnyRecipe = Recipe | PretrainRecipe | RlRecipe | PreferenceRecipe
+RECIPES: Mapping[str, type[AnyRecipe]] = {
+    "round": Recipe,
+    "pretrain": PretrainRecipe,
+    "rl": RlRecipe,
+    "preference": PreferenceRecipe,
+}
 """By the recipe's `method`."""
 
 

@@ -32,6 +32,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "round": STAGES,
     "pretrain": ("text", "tokenizer", "pretrain", "evaluate"),
     "rl": ("questions", "rl"),
+    "preference": ("pairs", "reference", "preference", "evaluate"),
 }
 """A recipe's method -> its stages, in order."""
 
