@@ -36,7 +36,7 @@ LONGER, TOGETHER = 1.3, 0.7
 SHARE_RISE = 0.25
 SPIKE, SPIKE_ROWS = 10.0, 8
 BLIND_STEPS = 10
-LIKELIHOOD_STEPS, LIKELIHOOD_FALL = 12, 0.1
+LIKELIHOOD_STEPS, LIKELIHOOD_FALL = 18, 0.1
 """Steps before the preferred answers' likelihood is judged, and the nats a token by which it may fall."""
 COIN_TOSS_STEPS, COIN_TOSS_LOSS, COIN_TOSS_ACCURACY = 15, 0.65, 0.6
 LOSS_STEPS, LOSS_WINDOW, LOSS_RISE = 10, 40, 0.25
@@ -382,8 +382,9 @@ def _likelihood_falling(rows: Sequence[Row]) -> str | None:
     steps, values = _points(rows, key, WINDOW)
     if len(values) < LIKELIHOOD_STEPS:
         return None
-    before, after, chance = _ends(values, len(values) // 3)
-    if before - after < max(LIKELIHOOD_FALL, chance):
+    third = len(values) // 3
+    before, after, chance = _ends(values, third)
+    if before - after < max(LIKELIHOOD_FALL, chance) or not before > fmean(values[third:-third]) > after:
         return None
     return (
         f"preferred answers became less likely, from {before:.2f} to {after:.2f} nats a token in "

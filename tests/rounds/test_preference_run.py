@@ -246,10 +246,10 @@ def test_a_run_that_was_cut_off_anywhere_ends_where_an_uninterrupted_one_does(
     capsys, recipe, tmp_path, monkeypatch, algorithm
 ):
     path = recipe(algorithm=algorithm, lora_rank=2)
-    overrides = ("preference.epochs=3",)
     monkeypatch.setattr("postgrad.rounds.preference.CHUNK", 4)
-    assert run(capsys, path, tmp_path / "whole", *overrides)[0] == 0
-    places = {"_settled": (3, 10), "answer_logprobs": (2,) if algorithm == "kto" else ()}
+    monkeypatch.setattr("postgrad.methods.preference.SAVE_EVERY", 4)
+    assert run(capsys, path, tmp_path / "whole")[0] == 0
+    places = {"_settled": (6,), "answer_logprobs": (2,) if algorithm == "kto" else ()}
     for name, stops in places.items():
         module = "postgrad.rounds.preference" if name == "answer_logprobs" else "postgrad.methods.preference"
         real = getattr(preference, name)
@@ -264,8 +264,8 @@ def test_a_run_that_was_cut_off_anywhere_ends_where_an_uninterrupted_one_does(
 
             with monkeypatch.context() as patch:
                 patch.setattr(f"{module}.{name}", cut)
-                assert run(capsys, path, tmp_path / f"{name}{stop}", *overrides)[0] == 130
-            assert run(capsys, path, tmp_path / f"{name}{stop}", *overrides)[0] == 0
+                assert run(capsys, path, tmp_path / f"{name}{stop}")[0] == 130
+            assert run(capsys, path, tmp_path / f"{name}{stop}")[0] == 0
             assert outcome(tmp_path / f"{name}{stop}") == outcome(tmp_path / "whole")
 
 

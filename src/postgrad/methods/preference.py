@@ -56,6 +56,8 @@ class Compared:
     choices: tuple[Choice, ...]
     opinions: tuple[Opinion, ...]
     """What a method for single answers reads in place of `choices`."""
+    question: str = ""
+    """The end of the prompt, as people read it."""
 
     @property
     def rows(self) -> Rows:

@@ -346,13 +346,13 @@ def _evaluate_stage(run: _Run, stage: Stage) -> None:
         stage.directory / "samples.jsonl",
         (
             {
-                "prompt": run.renderer.decode(prompt),
+                "prompt": c.question,
                 "text": now.text,
                 "before": then.text,
                 "tokens": len(now.token_ids),
                 "finish_reason": now.finish_reason,
             }
-            for prompt, now, then in list(zip(prompts, after, before, strict=True))[:NUM_SAMPLES]
+            for c, now, then in zip(heldout[:NUM_SAMPLES], after[:NUM_SAMPLES], before[:NUM_SAMPLES], strict=True)
         ),
     )
     stage.add_tokens(generated=sum(len(c.token_ids) for c in (*before, *after)))

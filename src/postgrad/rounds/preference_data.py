@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from postgrad.config.preference import PreferenceRecipe
@@ -145,7 +145,8 @@ class _Prompt:
 
     @property
     def compared(self) -> Compared:
-        return Compared(self.ids, tuple(self._answers), tuple(self.choices), tuple(self.opinions))
+        question = self.conversation.messages[-1].content
+        return Compared(self.ids, tuple(self._answers), tuple(self.choices), tuple(self.opinions), question)
 
     def refuses(self, answered: Answered) -> str | None:
         """Why there is nothing of it to learn, or no room for it."""
@@ -267,8 +268,7 @@ def _short(conversation: Conversation) -> str:
 
 def write_compared(compared: Iterable[Compared]) -> str:
     """One JSON object a line, as `read_compared` takes it."""
-    rows = ({"prompt": c.prompt, "answers": c.answers, "choices": c.choices, "opinions": c.opinions} for c in compared)
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(json.dumps(asdict(c)) + "\n" for c in compared)
 
 
 def read_compared(path: Path) -> list[Compared]:
@@ -279,6 +279,7 @@ def read_compared(path: Path) -> list[Compared]:
             tuple(tuple(answer) for answer in row["answers"]),
             tuple(Choice(*choice) for choice in row["choices"]),
             tuple(Opinion(*opinion) for opinion in row["opinions"]),
+            row["question"],
         )
         for row in rows
     ]
