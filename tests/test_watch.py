@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.round import Recipe
 from postgrad.run import METRIC_KEYS, RunDirectory, read_metrics
@@ -93,6 +94,12 @@ GOLDEN: list[tuple[str, Rows, int, str]] = [
         "after 15 steps the reward model's loss is 0.693, that of a coin toss (ln 2 = 0.693), and it is right on 50%",
     ),
     (
+        "likelihood_falling",
+        curves(preference__chosen_logprob=along(18, lambda s: -2 - 0.06 * s), preference__margin=along(18, float)),
+        18,
+        "preferred answers became less likely, from -2.21 to -2.93 nats a token in 17 steps: the margin grows because",
+    ),
+    (
         "loss_rising",
         curves(loss__nll=[2.0] * 10 + [3.0] * 5),
         13,
@@ -153,6 +160,10 @@ def test_every_rule_has_a_curve() -> None:
 
 
 HEALTHY: dict[str, Rows] = {
+    "preferred answers a little less likely": curves(preference__chosen_logprob=along(40, lambda s: -2 - 0.002 * s)),
+    "preferences that are learned slowly": curves(
+        preference__accuracy=along(30, lambda s: 0.4 + 0.01 * s), preference__margin=along(30, lambda s: 0.01 * s - 0.1)
+    ),
     "KL that rises in a line": curves(policy__kl_ref=along(19, lambda s: 0.5 * s)),
     "KL that shrinks after a jump": curves(policy__kl_ref=[0.0, 0, 0, 0, 0, 9, 8, 7, 6, 5, 5, 5, 5]),
     "entropy that halves": curves(policy__entropy=along(60, lambda s: 2.4 * 0.5 ** (s / 40))),
@@ -204,9 +215,13 @@ def test_the_range_is_not_warned_of_where_a_rule_has_just_explained_the_same_met
 
 def test_every_metric_and_every_recipe_key_that_is_named_exists() -> None:
     assert {*TITLES, *BETTER, *ADVICE} <= METRIC_KEYS.keys()
-    fields = {**PretrainRecipe.model_fields, **Recipe.model_fields}
+    fields = {**PretrainRecipe.model_fields, **PreferenceRecipe.model_fields, **Recipe.model_fields}
     sections = {name: field.annotation for name, field in fields.items()}
-    named = {match for rule in RULES for match in re.findall(r"\b(sft|labels|reward|rl|pretrain)\.(\w+)", rule.advice)}
+    named = {
+        match
+        for rule in RULES
+        for match in re.findall(r"\b(sft|labels|reward|rl|pretrain|preference)\.(\w+)", rule.advice)
+    }
     assert len(named) > 10
     assert [f"{s}.{key}" for s, key in named if key not in sections[s].model_fields] == []  # type: ignore[union-attr]
 

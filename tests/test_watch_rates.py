@@ -75,6 +75,20 @@ def reward_model(r: Random) -> Rows:
     )
 
 
+def preferences(r: Random) -> Rows:
+    """Forty-eight pairs a step, whose answers are of many kinds, learned without losing the preferred ones."""
+    noise = r.uniform(0.05, 0.3)
+    return curves(
+        60,
+        preference__accuracy=lambda s: share(r, 0.5 + 0.2 * (1 - math.exp(-s / 10)), 48),
+        preference__margin=lambda s: 0.02 * s + r.gauss(0, 0.05),
+        preference__chosen_logprob=lambda s: -1.2 - 0.0005 * s + r.gauss(0, noise),
+        preference__kl=lambda s: max(0.0, 0.03 * s + r.gauss(0, 0.2)),
+        preference__kl_data=lambda s: 0.02 * s + r.gauss(0, 0.1),
+        optim__grad_norm=lambda s: norm(r, 4),
+    )
+
+
 def ppo(r: Random) -> Rows:
     """Sixty-four answers a step of a chat model with 135 million parameters, whose critic starts blind."""
     noise, blind, length = r.uniform(0.1, 0.3), r.uniform(0.3, 2.5), r.uniform(15, 30)
@@ -108,7 +122,7 @@ def grpo(r: Random) -> Rows:
     )
 
 
-@pytest.mark.parametrize("curve", [pretraining, long_warmup, finetuning, reward_model, ppo, grpo])
+@pytest.mark.parametrize("curve", [pretraining, long_warmup, finetuning, reward_model, preferences, ppo, grpo])
 def test_fewer_than_one_healthy_run_in_a_hundred_is_warned_of(curve: Curve) -> None:
     found = {seed: find_warnings(curve(Random(seed))) for seed in range(NUM_RUNS)}
     wrong = {seed: [(w.rule, w.metric, w.step) for w in warnings] for seed, warnings in found.items() if warnings}
@@ -125,6 +139,10 @@ SICK: list[tuple[str, str, int, Callable[[Random, int], dict[str, float]]]] = [
     (
         "loss_high", "stuck at the frequencies of the tokens", 200,
         lambda r, s: {"loss/nll": (6.5 + 1.8 * math.exp(-s / 8)) * r.gauss(1, 0.01)},
+    ),
+    (
+        "likelihood_falling", "both sides fall", 60,
+        lambda r, s: {"preference/chosen_logprob": -1.2 - 0.02 * s + r.gauss(0, 0.2)},
     ),
     ("loss_rising", "coming apart", 50, lambda r, s: {"loss/nll": 2 * blow_up(s, 20, 15) * r.gauss(1, 0.1)}),
     (

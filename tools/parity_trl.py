@@ -3,7 +3,7 @@
 Usage, in an environment that has TRL: PYTHONPATH=src python tools/parity_trl.py. Prints Markdown; exits with 1 where
 a difference exceeds 1e-6. TRL's methods are called on a stand-in for the trainer, which holds their settings.
 KL terms are left out (ours is k2, TRL's ratio-weighted k3), and RLOO is compared on answers of one token (TRL clips the
-ratio of whole answers).
+ratio of whole answers). TRL computes ORPO's odds in float32, and beside them its own likelihood, which is left out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from typing import Any
 import torch
 import trl
 from torch import Tensor
+from trl.experimental.cpo.cpo_trainer import CPOTrainer
+from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from postgrad.data.batch import Batch
 from postgrad.methods.grpo import CISPO, DAPO, DR_GRPO, GRPO, GSPO, RLOO
-from postgrad.ops.losses import bradley_terry_loss, dpo_loss
+from postgrad.ops.losses import bradley_terry_loss, dpo_loss, kto_loss, orpo_loss, simpo_loss
 from postgrad.protocols import PolicyOutput
 
 ANSWERS, TOKENS, SEEDS, BAR = 12, 9, 20, 1e-6
@@ -166,6 +169,83 @@ def trl_preference(kind: str, new: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
     return loss
 
 
+def kto(seed: int) -> Losses:
+    """Half of the answers are good; the reference point comes from mismatched answers, which the batch supplies."""
+    x = random_inputs(seed, TOKENS)
+    mask, good = x["mask"], torch.arange(ANSWERS) % 2 == 0
+    point = x["old"].sum(1) + 2 * torch.rand(
+        ANSWERS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+    def our_loss(new: Tensor) -> Tensor:
+        ratio = ((new - x["old"]) * mask).sum(1)
+        kl = float((point - x["old"].sum(1)).mean())
+        total, count, _ = kto_loss(ratio, good, kl=kl, beta=0.1, good_weight=1.0, bad_weight=1.5)
+        return total / count
+
+    def trl_loss(new: Tensor) -> Tensor:
+        stand_in = SimpleNamespace(
+            _metrics=defaultdict(lambda: defaultdict(list)),
+            _compute_kl_logps=lambda *_: point,
+            accelerator=ACCELERATOR,
+            aux_loss_enabled=False,
+            beta=0.1,
+            calculate_KL=True,
+            desirable_weight=1.0,
+            loss_type="kto",
+            model=EVALUATION,
+            precompute_ref_logps=True,
+            undesirable_weight=1.5,
+            _total_train_tokens=0,
+        )
+        zeros = torch.zeros_like(new)
+        output = SimpleNamespace(log_probs=new * mask, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+        no_mask = torch.zeros(len(mask), 1, dtype=torch.int64)
+        inputs = {
+            "input_ids": torch.zeros(len(mask), mask.shape[1] + 1, dtype=torch.int64),
+            "attention_mask": torch.cat([no_mask + 1, mask.long()], 1),
+            "completion_mask": torch.cat([no_mask, mask.long()], 1),
+            "label": good,
+            "ref_logps": (x["old"] * mask).sum(1),
+            "ref_KL_logps": x["old"].sum(1),
+        }
+        loss: Tensor = KTOTrainer._compute_loss(stand_in, lambda **_: output, inputs, return_outputs=False)
+        return loss
+
+    return differences(our_loss, trl_loss, x["new"])
+
+
+def reference_free(name: str) -> Callable[[int], Losses]:
+    """On mean logprobs of a token, below zero."""
+
+    def both(seed: int) -> Losses:
+        x = random_inputs(seed, TOKENS)
+        means = x["old"].mean(1)
+        stand_in = SimpleNamespace(
+            accelerator=ACCELERATOR, alpha=0.0, beta=2.0, label_smoothing=0.0, loss_type="simpo", simpo_gamma=1.0
+        )
+
+        def our_loss(new: Tensor) -> Tensor:
+            chosen, rejected = new.chunk(2)
+            if name == "simpo":
+                total, count, _ = simpo_loss(chosen, rejected, beta=2.0, gamma=1.0)
+            else:
+                total, count, _ = orpo_loss(chosen, rejected, beta=2.0)
+                total = total + chosen.sum()
+            return total / count
+
+        def trl_loss(new: Tensor) -> Tensor:
+            if name == "simpo":
+                loss: Tensor = CPOTrainer.cpo_loss(stand_in, *new.chunk(2))[0].mean()
+            else:
+                loss = -ORPOTrainer.odds_ratio_loss(stand_in, *new.chunk(2))[0].mean()
+            return loss
+
+        return differences(our_loss, trl_loss, means)
+
+    return both
+
+
 def reward_model(seed: int) -> Losses:
     g = torch.Generator().manual_seed(seed)
     scores = 3 * torch.randn(2 * ANSWERS, 1, generator=g, dtype=torch.float64)
@@ -211,6 +291,9 @@ CASES: dict[str, Callable[[int], Losses]] = {
     "RLOO, one token": relative(RLOO, RLOOTrainer, tokens=1),
     "DPO (sigmoid)": preference("sigmoid"),
     "IPO (ipo)": preference("ipo"),
+    "KTO (kto)": kto,
+    "SimPO (simpo)": reference_free("simpo"),
+    "ORPO, its odds ratio": reference_free("orpo"),
     "reward model, margin": reward_model,
 }
 

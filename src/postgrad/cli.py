@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from postgrad.config.load import AnyRecipe
+    from postgrad.config.preference import PreferenceRecipe
     from postgrad.feedback.store import LabelStore
     from postgrad.rounds.manifest import Manifest
     from postgrad.rounds.preflight import Plan
@@ -317,7 +318,7 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
     _say(f"      postgrad {talk}")
 
 
-_POLICY = {"round": "rl", "pretrain": "pretrain", "rl": "rl"}
+_POLICY = {"round": "rl", "pretrain": "pretrain", "rl": "rl", "preference": "preference"}
 """A recipe's method -> the stage that leaves its policy."""
 
 
@@ -325,12 +326,15 @@ def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
 ) -> tuple[Plan, Callable[[Bars], Manifest]]:
     """What memory depends on, and the recipe's method, ready to start: its slow imports done, its files found."""
+    from postgrad.config.preference import PreferenceRecipe
     from postgrad.config.pretrain import PretrainRecipe
     from postgrad.config.questions import RlRecipe
     from postgrad.config.reward import RewardRecipe
     from postgrad.config.steps import StepRewardRecipe
     from postgrad.models.pull import resolve
 
+    if isinstance(recipe, PreferenceRecipe):
+        return _prepare_preference(recipe, path, workspace)
     if isinstance(recipe, PretrainRecipe):
         text = _source(recipe.data.source, path)
         from postgrad.rounds.preflight import plan_run
@@ -380,6 +384,21 @@ def _prepare(
         bar=bars.open,
         announce=bars.announce,
         ask=ask,
+    )
+
+
+def _prepare_preference(
+    recipe: PreferenceRecipe, path: Path, workspace: Path
+) -> tuple[Plan, Callable[[Bars], Manifest]]:
+    pairs = None if recipe.data.source == "labels" else _source(recipe.data.source, path)
+    from postgrad.rounds.preference import initial_policy, longest_group, run_preference
+    from postgrad.rounds.preflight import plan_run
+
+    initial = initial_policy(recipe.model.name, workspace)
+    longest = longest_group(recipe, initial=initial, workspace=workspace, source=pairs)
+    plan = plan_run(recipe, initial=initial, source=pairs, longest_group=longest)
+    return plan, lambda bars: run_preference(
+        recipe, workspace=workspace, initial=initial, source=pairs, bar=bars.open, announce=bars.announce
     )
 
 

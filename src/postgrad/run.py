@@ -41,6 +41,7 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "loss/nll": Metric("negative log-likelihood of the demonstrations, nats a token", 0, 5),
     "loss/bradley_terry": Metric("reward-model loss a pair; ln 2 is a coin toss", 0, 0.75),
     "loss/steps": Metric("loss a step of a solution, or an outcome; ln 2 is a coin toss", 0, 0.75),
+    "loss/preference": Metric("preference loss a pair; of kto, an answer", 0),
     "loss/policy": Metric("clipped policy-gradient loss a token", -1, 1),
     "loss/value": Metric("half the squared error of the critic, a token", 0, 10),
     "reward/mean": Metric("mean reward of the sampled answers, before KL"),
@@ -49,6 +50,24 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "reward/penalised_mean": Metric("mean reward after the KL penalty"),
     "reward/accuracy": Metric("share of pairs where the preferred answer scores higher", 0.5, 1),
     "reward/margin": Metric("mean score difference, preferred minus rejected", 0),
+    "preference/accuracy": Metric(
+        "share of pairs whose preferred answer has the higher implicit reward; of kto, of answers on the right side",
+        0.5,
+        1,
+    ),
+    "preference/margin": Metric("implicit reward of preferred answers minus that of the others", 0),
+    "preference/chosen_reward": Metric("mean implicit reward of preferred answers"),
+    "preference/rejected_reward": Metric("mean implicit reward of the other answers"),
+    "preference/chosen_logprob": Metric("mean logprob of a token of preferred answers, nats"),
+    "preference/rejected_logprob": Metric("mean logprob of a token of the other answers, nats"),
+    "preference/kl": Metric(
+        "kto's reference point: KL from the reference on mismatched answers, nats an answer", 0, 20
+    ),
+    "preference/kl_data": Metric(
+        "nats an answer by which the data became less likely: KL(reference || policy) where the reference wrote it",
+        -20,
+        20,
+    ),
     "policy/kl_ref": Metric("KL from the reference, nats an answer (k1)", -1, 10),
     "policy/kl_old": Metric("KL of one step's update from the sampling policy, nats a token (k3)", 0, 0.05),
     "policy/entropy": Metric("mean entropy of the next token, nats", 0.1, 6),

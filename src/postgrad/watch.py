@@ -36,6 +36,8 @@ LONGER, TOGETHER = 1.3, 0.7
 SHARE_RISE = 0.25
 SPIKE, SPIKE_ROWS = 10.0, 8
 BLIND_STEPS = 10
+LIKELIHOOD_STEPS, LIKELIHOOD_FALL = 18, 0.1
+"""Steps before the preferred answers' likelihood is judged, and the nats a token by which it may fall."""
 COIN_TOSS_STEPS, COIN_TOSS_LOSS, COIN_TOSS_ACCURACY = 15, 0.65, 0.6
 LOSS_STEPS, LOSS_WINDOW, LOSS_RISE = 10, 40, 0.25
 FLAT_STEPS, FLAT_FALL = 60, 0.015
@@ -47,6 +49,14 @@ TITLES: Mapping[str, str] = {
     "loss/bradley_terry": "Loss",
     "loss/steps": "Loss",
     "reward/accuracy": "Training accuracy",
+    "loss/preference": "Loss",
+    "preference/accuracy": "Training accuracy",
+    "preference/margin": "Margin",
+    "preference/chosen_reward": "Reward of the preferred",
+    "preference/rejected_reward": "Reward of the others",
+    "preference/chosen_logprob": "Likelihood of the preferred",
+    "preference/kl": "KTO's reference point",
+    "preference/kl_data": "KL on the data",
     "reward/mean": "Reward",
     "policy/kl_ref": "KL from the reference",
     "policy/kl_old": "KL of one update",
@@ -73,6 +83,9 @@ BETTER: Mapping[str, int] = {
     "loss/nll": -1,
     "loss/bradley_terry": -1,
     "loss/steps": -1,
+    "loss/preference": -1,
+    "preference/accuracy": 1,
+    "preference/margin": 1,
     "validation/bits_per_byte": -1,
     "time/tokens_per_s": 1,
     "reward/mean": 1,
@@ -103,13 +116,22 @@ ADVICE: Mapping[str, str] = {
         "on a CPU in float32 this is a defect, since engine and trainer share their modules and rounding alone stays "
         "below 1e-4; elsewhere correct for it with importance weights before trusting the policy gradient"
     ),
+    "preference/kl": "raise preference.beta or lower preference.learning_rate: the policy leaves its reference",
+    "preference/kl_data": "raise preference.beta, or lower preference.learning_rate or preference.epochs",
+    "preference/chosen_logprob": (
+        "lower preference.learning_rate or preference.epochs, raise preference.beta, or take preference.algorithm = "
+        '"orpo", whose loss holds the likelihood up; see whether preferred and other answers differ by little'
+    ),
     "optim/grad_norm": "lower the learning rate; gradients are clipped, but their direction is one batch's",
 }
 """What to turn where a metric has left its healthy range."""
 
 IMMEDIATE = frozenset({"sampler/logprob_diff_max"})
 """Outside once is enough: these are not noisy."""
-OWN_RULE = frozenset({"loss/nll", "loss/bradley_terry", "reward/accuracy", "reward/margin", "value/explained_variance"})
+OWN_RULE = frozenset({
+    "loss/nll", "loss/bradley_terry", "reward/accuracy", "reward/margin", "preference/accuracy", "preference/margin",
+    "value/explained_variance",
+})  # fmt: skip
 """Noisy or slow to start; a rule of their own says when that has lasted too long."""
 
 
@@ -356,6 +378,23 @@ def _coin_toss(rows: Sequence[Row]) -> str | None:
     )
 
 
+def _likelihood_falling(rows: Sequence[Row]) -> str | None:
+    """Every objective but orpo's asks for a difference alone, and both sides may fall to make it."""
+    key = "preference/chosen_logprob"
+    steps, values = _points(rows, key, WINDOW)
+    if len(values) < LIKELIHOOD_STEPS:
+        return None
+    third = len(values) // 3
+    before, after, chance = _ends(values, third)
+    if before - after < max(LIKELIHOOD_FALL, chance) or not before > fmean(values[third:-third]) > after:
+        return None
+    return (
+        f"preferred answers became less likely, from {before:.2f} to {after:.2f} nats a token in "
+        f"{steps[-1] - steps[0]} steps: the margin grows because the other answers fall faster, and the probability "
+        "goes to answers that nobody compared (arXiv 2410.08847)"
+    )
+
+
 def _loss_rising(rows: Sequence[Row]) -> str | None:
     _, losses = _points(rows, "loss/nll", LOSS_WINDOW)
     if len(losses) < LOSS_STEPS:
@@ -438,6 +477,9 @@ def _rules() -> Iterator[Rule]:
         "raise reward.learning_rate or reward.epochs, let more layers learn (reward.train_layers), or look at whether "
         "the raters agree at all",
     )  # fmt: skip
+    yield rule(
+        "likelihood_falling", "preference/chosen_logprob", _likelihood_falling, ADVICE["preference/chosen_logprob"]
+    )
     yield rule(
         "loss_rising", "loss/nll", _loss_rising,
         "lower sft.learning_rate or pretrain.learning_rate, or shuffle rows that change in kind",

@@ -8,8 +8,11 @@ from postgrad.errors import ConfigError
 from postgrad.methods.algorithms import GROUP_RELATIVE, make_algorithm
 from postgrad.methods.grpo import CISPO, DAPO, GSPO
 from postgrad.methods.ppo import PPO
+from postgrad.methods.preference import Compared, Opinion, make_objective
 from postgrad.methods.reinforce import Reinforce
 from postgrad.recipes import recipe_path
+
+JUDGED = Compared((1,), ((2,), (3,)), (), (Opinion(0, True), Opinion(1, False)))
 
 
 def made(**knobs):
@@ -27,7 +30,9 @@ def test_every_name_makes_an_algorithm_of_its_own():
 def test_every_packaged_recipe_makes_an_algorithm(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    if recipe.method != "pretrain":
+    if recipe.method == "preference":
+        assert make_objective(recipe.preference, [JUDGED]).beta == recipe.preference.beta
+    elif recipe.method != "pretrain":
         assert make_algorithm(recipe.rl).kl_coef == recipe.rl.kl_coef
 
 

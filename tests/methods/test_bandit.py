@@ -191,8 +191,8 @@ def test_an_adaptive_coefficient_finds_the_one_whose_optimum_has_the_target_dive
     assert divergence(table.distribution()) == pytest.approx(divergence(optimum(BETA)), rel=0.15)
 
 
-def bandit_model() -> PolicyModel:
-    """A transformer with a critic whose next token after the prompt is distributed as REFERENCE."""
+def bandit_model(heads: tuple[str, ...] = ("value",)) -> PolicyModel:
+    """A transformer, by default with a critic, whose next token after the prompt is distributed as REFERENCE."""
     config = LlamaConfig(
         vocab_size=len(REWARDS),
         hidden_size=16,
@@ -208,7 +208,7 @@ def bandit_model() -> PolicyModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = PolicyModel(LlamaForCausalLM(config), heads=("value",))
+        model = PolicyModel(LlamaForCausalLM(config), heads=heads)
     with torch.no_grad():
         state = model.body(torch.tensor([PROMPT])).last_hidden_state[0, -1]
         weight = model.vocabulary_VD

@@ -7,14 +7,25 @@ import pytest
 from small import differing, state
 from tiny_rl import CFG, forkserver, quiet, reinforce, without_times
 
+from postgrad.config.preference import PreferenceConfig
 from postgrad.config.sections import SftConfig
 from postgrad.engine.local import LocalEngine
 from postgrad.methods.grpo import GRPO
 from postgrad.methods.ppo import PPO
+from postgrad.methods.preference import (
+    Choice,
+    Compared,
+    Opinion,
+    Reference,
+    answer_logprobs,
+    make_objective,
+    mismatched_rows,
+    train_preference,
+)
 from postgrad.methods.sft import train_sft
 from postgrad.models.load import load_policy
 from postgrad.run import RunDirectory
-from postgrad.trainer.local import LocalTrainer
+from postgrad.trainer.local import FrozenPolicy, LocalTrainer
 
 STEPS = 6
 FATAL_STEP = 6
@@ -164,3 +175,46 @@ def test_sft_killed_after_an_update_ends_where_an_uninterrupted_run_does_bit_for
     assert resumed_metrics == metrics
     assert differing(resumed_weights, weights) == []
     assert resumed_counters == counters
+
+
+COMPARED = [
+    Compared(
+        (1, 2, 3 + i), ((4, 5), (6, 7 + i, 8), (9,)), (Choice(0, 1), Choice(2, 1, 0.5)), (Opinion(i % 3, i % 2 > 0),)
+    )
+    for i in range(8)
+]
+
+
+def _preference(algorithm, directory, path, make_trainer=DiesInSft):
+    global child_run
+    run = child_run = RunDirectory(path, root_seed=4)
+    cfg = PreferenceConfig(algorithm=algorithm, epochs=5, prompts_per_step=3, learning_rate=1e-3)
+    mismatched = mismatched_rows(COMPARED, context=100, seed=1)
+    policy = FrozenPolicy(load_policy(directory), batch_tokens=60)
+    reference = Reference(answer_logprobs(policy, [c.rows for c in COMPARED]), answer_logprobs(policy, mismatched))
+    trainer = make_trainer(load_policy(directory), batch_tokens=20)
+    train_preference(
+        trainer,
+        COMPARED,
+        make_objective(cfg, COMPARED),
+        cfg,
+        run,
+        quiet,
+        reference=reference,
+        mismatched=mismatched if algorithm == "kto" else (),
+    )
+    return without_times(run), state(trainer.model), (trainer.version, trainer.trained_tokens)
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
+def test_preferences_killed_after_an_update_end_where_an_uninterrupted_run_does_bit_for_bit(
+    algorithm, tiny_model_directory, tmp_path
+):
+    metrics, weights, counters = _preference(algorithm, tiny_model_directory, tmp_path / "whole", LocalTrainer)
+    assert [row["step"] for row in metrics] == list(range(1, 16))
+    killed(_preference, algorithm, tiny_model_directory, tmp_path / "killed")
+    assert len(RunDirectory(tmp_path / "killed").read_metrics()) == 11, "the checkpoint is of step 8"
+    resumed = _preference(algorithm, tiny_model_directory, tmp_path / "killed", LocalTrainer)
+    assert resumed[0] == metrics
+    assert differing(resumed[1], weights) == []
+    assert resumed[2] == counters

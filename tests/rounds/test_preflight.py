@@ -185,6 +185,16 @@ def test_a_run_that_would_not_fit_is_refused_before_it_begins(tmp_path, capsys, 
     assert not (tmp_path / "workspace").exists()
 
 
+def test_preferences_are_estimated_without_the_reference_that_was_read_before():
+    recipe = load_recipe(recipe_path("dpo"))
+    (estimate,) = Plan(recipe, sizes, process=500_000_000, group=200).estimates()
+    assert (estimate.reference, estimate.adam) == (0, 2 * GB)
+    (large,) = Plan(recipe, sizes, process=500_000_000, group=8000).estimates()
+    assert large.activations > 5 * estimate.activations, "a prompt and its answers stay together"
+    changes = settings(refusal(Plan(recipe, sizes, process=500_000_000, group=200), 4.4 * GB))
+    assert changes, "the refusal names what to turn"
+
+
 def test_pretraining_is_estimated_from_the_recipe_alone():
     recipe = load_recipe(recipe_path("pretrain-10m"))
     training, evaluation = plan_run(recipe, initial=None, source=Path("unread")).estimates()

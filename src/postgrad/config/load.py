@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.queue import QueueConfig
@@ -17,13 +18,14 @@ from postgrad.config.round import Recipe
 from postgrad.config.steps import StepRewardRecipe
 from postgrad.errors import ConfigError
 
-AnyRecipe = Recipe | PretrainRecipe | RlRecipe | RewardRecipe | StepRewardRecipe
+AnyRecipe = Recipe | PretrainRecipe | RlRecipe | RewardRecipe | StepRewardRecipe | PreferenceRecipe
 RECIPES: Mapping[str, type[AnyRecipe]] = {
     "round": Recipe,
     "pretrain": PretrainRecipe,
     "rl": RlRecipe,
     "reward": RewardRecipe,
     "steps": StepRewardRecipe,
+    "preference": PreferenceRecipe,
 }
 """By the recipe's `method`."""
 

@@ -32,6 +32,8 @@ class Pair:
     source: str
     """"labels", or the file that it was read from."""
     tie: bool = False
+    both_bad: bool = False
+    """A tie in which no answer will do."""
     strength: int = 1
     """1 slightly better, or not graded; 2 clearly; 3 much better."""
     weight: float = 1.0

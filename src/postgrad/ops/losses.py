@@ -6,6 +6,7 @@ and detached sums over the same units. Whatever stands where a mask is False, Na
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -166,31 +167,101 @@ def dpo_loss(
     beta: float,
     kind: DpoKind = "sigmoid",
     label_smoothing: float = 0.0,
+    weight: Tensor | None = None,
 ) -> LossSum:
     """Direct preference optimisation over pairs; arguments are logprobs of whole answers, d their log-ratio's gap.
 
     sigmoid: -log sigmoid(beta d), arXiv 2305.18290 eq. 7; `label_smoothing` is the share of labels taken to be
-    flipped. ipo: (d - 1 / (2 beta))^2, arXiv 2310.12036 eq. 17. "preference/margin" sums beta d.
+    flipped. ipo: (d - 1 / (2 beta))^2, arXiv 2310.12036 eq. 17. An answer's reward is beta times its log-ratio.
 
     Raises:
         ValueError: unknown kind, or label smoothing with ipo, which has no use for it.
     """
-    gap = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+    chosen, rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
+    gap = chosen - rejected
     if kind == "sigmoid":
         right, wrong = -logsigmoid(beta * gap), -logsigmoid(-beta * gap)
-        total = ((1 - label_smoothing) * right + label_smoothing * wrong).sum()
+        loss = (1 - label_smoothing) * right + label_smoothing * wrong
     elif kind == "ipo":
         if label_smoothing:
             raise ValueError("label_smoothing belongs to the sigmoid loss; ipo takes 0")
-        total = (gap - 1 / (2 * beta)).square().sum()
+        loss = (gap - 1 / (2 * beta)).square()
     else:
         raise ValueError(f"preference loss {kind!r} is not one of sigmoid, ipo")
+    return _over_pairs(loss, beta * chosen, beta * rejected, weight)
+
+
+def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, weight: Tensor | None = None) -> LossSum:
+    """-log sigmoid(beta (chosen - rejected) - gamma), arXiv 2405.14734 eq. 6; arguments are mean logprobs of a token.
+
+    An answer's reward is beta times its mean logprob.
+    """
+    loss = -logsigmoid(beta * (chosen - rejected) - gamma)
+    return _over_pairs(loss, beta * chosen, beta * rejected, weight)
+
+
+def orpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, weight: Tensor | None = None) -> LossSum:
+    """-chosen - beta log sigmoid(log odds(chosen) - log odds(rejected)), arXiv 2403.07691 eq. 3, 4, 6 and 7.
+
+    Arguments are mean logprobs of a token; odds are P / (1 - P) of their exponential. `beta` is the paper's lambda.
+    An answer's reward is beta times its log odds.
+    """
+    chosen_odds, rejected_odds = _log_odds(chosen), _log_odds(rejected)
+    loss = -chosen - beta * logsigmoid(chosen_odds - rejected_odds)
+    return _over_pairs(loss, beta * chosen_odds, beta * rejected_odds, weight)
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """Log p - log(1 - p); a probability that rounds to one is held just below it."""
+    logp = logp.clamp_max(-torch.finfo(logp.dtype).eps)
+    return logp - torch.where(logp > -math.log(2), (-torch.expm1(logp)).log(), torch.log1p(-logp.exp()))
+
+
+def _over_pairs(loss: Tensor, chosen_reward: Tensor, rejected_reward: Tensor, weight: Tensor | None) -> LossSum:
+    """Sum over pairs, each counting `weight` (one by default); equal rewards are half accurate."""
+    weight = torch.ones_like(loss) if weight is None else weight
+    total, margin = (weight * loss).sum(), chosen_reward - rejected_reward
     metrics = {
-        "loss/dpo": total,
-        "preference/accuracy": ((torch.sign(gap) + 1) / 2).sum(),
-        "preference/margin": beta * gap.sum(),
+        "loss/preference": total,
+        "preference/accuracy": (weight * (torch.sign(margin) + 1) / 2).sum(),
+        "preference/margin": (weight * margin).sum(),
+        "preference/chosen_reward": (weight * chosen_reward).sum(),
+        "preference/rejected_reward": (weight * rejected_reward).sum(),
     }
-    return total, gap.numel(), _floats(metrics)
+    return total, float(weight.sum()), _floats(metrics)
+
+
+def kto_loss(
+    log_ratio: Tensor,
+    good: Tensor,
+    *,
+    kl: float,
+    beta: float,
+    good_weight: float = 1.0,
+    bad_weight: float = 1.0,
+    weight: Tensor | None = None,
+) -> LossSum:
+    """1 - sigmoid(+-beta (log_ratio - kl)), plus where `good`, one term an answer (arXiv 2402.01306 section 4).
+
+    `log_ratio` is of whole answers, policy to reference; `kl` >= 0 is the reference point of the whole step, in nats an
+    answer, without gradient; `good_weight` and `bad_weight` are the paper's lambda_D and lambda_U, which are no part
+    of the count. An answer on the right side of the reference point is accurate. Rewards, beta log_ratio, are summed
+    apart for good and bad answers, beside the weights "preference/good" and "preference/bad" to divide them by.
+    """
+    weight = torch.ones_like(log_ratio) if weight is None else weight
+    reward = beta * log_ratio
+    gain = torch.where(good, reward - beta * kl, beta * kl - reward)
+    lam = torch.where(good, reward.new_tensor(good_weight), reward.new_tensor(bad_weight))
+    total = (weight * lam * torch.sigmoid(-gain)).sum()
+    metrics = {
+        "loss/preference": total,
+        "preference/accuracy": (weight * (torch.sign(gain) + 1) / 2).sum(),
+        "preference/chosen_reward": (weight * reward)[good].sum(),
+        "preference/rejected_reward": (weight * reward)[~good].sum(),
+        "preference/good": weight[good].sum(),
+        "preference/bad": weight[~good].sum(),
+    }
+    return total, float(weight.sum()), _floats(metrics)
 
 
 def nll_loss(logprobs: Tensor, mask: Tensor, weight: Tensor | None = None) -> LossSum:

@@ -34,6 +34,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "rl": ("questions", "rl"),
     "reward": ("pairs", "reward", "certificate"),
     "steps": ("steps", "process", "outcome"),
+    "preference": ("pairs", "reference", "preference", "evaluate"),
 }
 """A recipe's method -> its stages, in order."""
 

@@ -20,6 +20,7 @@ from typing import Any
 from rich.table import Table
 
 from postgrad.config.load import AnyRecipe
+from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.reward import RewardRecipe
@@ -65,12 +66,16 @@ class Plan:
     """Tokens of the longest prompt that is answered."""
     demonstration: int = 0
     """Tokens of the longest demonstration."""
+    group: int = 0
+    """Tokens of the longest prompt with all the answers that were compared."""
 
     def estimates(self) -> list[Estimate]:
         if isinstance(self.recipe, PretrainRecipe):
             return self._pretrain(self.recipe)
         if isinstance(self.recipe, OneReward):
             return [self._reward(self.recipe)]
+        if isinstance(self.recipe, PreferenceRecipe):
+            return [self._preference(self.recipe)]
         rl = self._rl(self.recipe)
         return [self._sft(self.recipe), self._reward(self.recipe), rl] if isinstance(self.recipe, Recipe) else [rl]
 
@@ -86,6 +91,15 @@ class Plan:
             vocabulary=read * sizes.words * DISTRIBUTION_BYTES,
         )
         return [learning("pretrain", self.process, sizes, tokens), evaluate]
+
+    def _preference(self, recipe: PreferenceRecipe) -> Estimate:
+        """The reference has been read before, and is no longer there."""
+        sizes = self.sizes(lora_rank=recipe.model.lora_rank)
+        step = recipe.preference.prompts_per_step * self.group
+        tokens = min(max(recipe.batch_tokens, self.group), step)
+        read = min(max(FORWARD_ONLY * recipe.batch_tokens, self.group), step)  # kto reads mismatched answers
+        trained = learning("preference", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
+        return replace(trained, activations=max(trained.activations, read * sizes.layer))
 
     def _sft(self, recipe: Recipe) -> Estimate:
         tokens = min(max(recipe.batch_tokens, self.demonstration), recipe.sft.examples_per_step * self.demonstration)
@@ -128,13 +142,14 @@ class Plan:
         )
 
 
-def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None) -> Plan:
+def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None, longest_group: int = 0) -> Plan:
     """Measure what the estimates depend on: the process, the model's configuration, the longest texts.
 
     Args:
         recipe: resolved.
         initial: model directory of the initial policy; None where the recipe makes its own.
         source: file of the prompts or questions; None where the recipe names tasks.
+        longest_group: tokens of the longest prompt with all its answers, of a recipe for preferences.
 
     Raises:
         PostgradError: the model's configuration, the recipe's or the source cannot be read.
@@ -146,6 +161,8 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None) ->
     sizes = _sizes(read_config(initial))
     if isinstance(recipe, OneReward):
         return Plan(recipe, sizes, resident_bytes())
+    if isinstance(recipe, PreferenceRecipe):
+        return Plan(recipe, sizes, resident_bytes(), group=longest_group)
     renderer = Renderer(load_tokenizer(initial))
     demonstrations: Sequence[Example] = ()
     if isinstance(recipe, Recipe):

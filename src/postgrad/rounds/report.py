@@ -38,6 +38,14 @@ NUM_SAMPLES = 20
 _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
     "sft": (2, ("loss/nll", "optim/grad_norm")),
+    "preference": (
+        8,
+        (
+            "loss/preference", "preference/accuracy", "preference/margin", "preference/chosen_reward",
+            "preference/rejected_reward", "preference/chosen_logprob", "preference/kl", "preference/kl_data",
+            "optim/grad_norm",
+        ),
+    ),
     "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
     "process": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
     "outcome": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
