@@ -35,6 +35,7 @@ class Metric(NamedTuple):
 
 METRIC_KEYS: Mapping[str, Metric] = {
     "loss/nll": Metric("negative log-likelihood of the demonstrations, nats a token", 0, 5),
+    "loss/reverse_kl": Metric("KL from student to teacher over the whole vocabulary, nats a token", 0, 5),
     "loss/bradley_terry": Metric("reward-model loss a pair; ln 2 is a coin toss", 0, 0.75),
     "loss/policy": Metric("clipped policy-gradient loss a token", -1, 1),
     "loss/value": Metric("half the squared error of the critic, a token", 0, 10),
@@ -47,6 +48,7 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "policy/kl_old": Metric("KL of one step's update from the sampling policy, nats a token (k3)", 0, 0.05),
     "policy/entropy": Metric("mean entropy of the next token, nats", 0.1, 6),
     "policy/clip_frac": Metric("share of tokens whose probability ratio was clipped; gspo clips more", 0, 0.3),
+    "teacher/kl": Metric("KL from student to teacher on what the student sampled, nats a token (k1)", -0.1, 5),
     "policy/ratio_mean": Metric("mean probability ratio of new to old policy", 0.5, 2),
     "policy/kl_coef": Metric("weight of the KL penalty in the reward", 0, 1),
     "value/clip_frac": Metric("share of tokens whose value moved further than the clip allows", 0, 0.5),
