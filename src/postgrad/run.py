@@ -82,6 +82,10 @@ METRIC_KEYS: Mapping[str, Metric] = {
     "optim/updates_frac": Metric(
         "share of the planned updates taken; kl_old_stop cuts a step short, kl_stop leaves it all out", 0.5, 1
     ),
+    "validation/nll": Metric("the same on demonstrations that are never trained on", 0, 5),
+    "heldout/utility": Metric("mean declared utility of a policy's answers to held-out prompts"),
+    "heldout/win_rate": Metric("share of held-out comparisons won against the initial policy", 0.5, 1),
+    "heldout/accuracy": Metric("share of held-out questions answered rightly", 0, 1),
     "validation/bits_per_byte": Metric("loss on text that is never trained on, bits a byte of it", 0, 8),
     "time/tokens_per_s": Metric("tokens trained a second, optimizer included", 0),
     "time/step_s": Metric("seconds for the whole step", 0),

@@ -65,6 +65,10 @@ TITLES: Mapping[str, str] = {
     "optim/grad_norm": "Gradient norm",
     "optim/learning_rate": "Learning rate",
     "validation/bits_per_byte": "Validation loss",
+    "validation/nll": "Validation loss",
+    "heldout/utility": "Utility, round by round",
+    "heldout/win_rate": "Win rate against the initial policy",
+    "heldout/accuracy": "Accuracy, round by round",
     "time/tokens_per_s": "Speed",
     "time/step_s": "Seconds a step",
 }
@@ -74,6 +78,7 @@ BETTER: Mapping[str, int] = {
     "loss/nll": -1,
     "loss/bradley_terry": -1,
     "validation/bits_per_byte": -1,
+    "validation/nll": -1,
     "time/tokens_per_s": 1,
     "loss/reverse_kl": -1,
     "teacher/kl": -1,

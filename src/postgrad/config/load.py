@@ -9,14 +9,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from postgrad.config.distill import DistillRecipe
+from postgrad.config.iterate import IterateRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.queue import QueueConfig
 from postgrad.config.round import Recipe
+from postgrad.config.sft import SftRecipe
 from postgrad.errors import ConfigError
 
-AnyRecipe = Recipe | PretrainRecipe | RlRecipe
-RECIPES: Mapping[str, type[AnyRecipe]] = {"round": Recipe, "pretrain": PretrainRecipe, "rl": RlRecipe}
+AnyRecipe = Recipe | PretrainRecipe | RlRecipe | SftRecipe | IterateRecipe | DistillRecipe
+RECIPES: Mapping[str, type[AnyRecipe]] = {
+    "round": Recipe,
+    "pretrain": PretrainRecipe,
+    "rl": RlRecipe,
+    "sft": SftRecipe,
+    "iterate": IterateRecipe,
+    "distill": DistillRecipe,
+}
 """By the recipe's `method`."""
 
 
@@ -87,4 +97,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"missing key {key!r}"
     said = problem["msg"].removeprefix("Value error, ")
-    return f"{key!r} = {problem['input']!r}: {said[0].lower()}{said[1:]}"
+    said = said[0].lower() + said[1:]
+    if isinstance(problem["input"], Mapping):
+        return f"{key!r}: {said}" if key else said
+    return f"{key!r} = {problem['input']!r}: {said}"

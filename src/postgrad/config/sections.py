@@ -34,14 +34,20 @@ class ModelConfig(PlacedConfig):
     """Compute each layer twice and keep none of its activations: less memory, a third more time."""
 
 
-class SftConfig(Section):
-    num_examples: Positive
-    epochs: Positive = 1
-    examples_per_step: Positive = 16
+class RateConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     schedule: Schedule = "linear"
     warmup_frac: Share = 0.1
     """Share of the steps over which the rate climbs to its peak."""
+
+
+class PassesConfig(RateConfig):
+    epochs: Positive = 1
+    examples_per_step: Positive = 16
+
+
+class SftConfig(PassesConfig):
+    num_examples: Positive
 
 
 class RewardConfig(Section):

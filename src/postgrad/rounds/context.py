@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from postgrad.config.round import Recipe
-from postgrad.data.readers import read_examples
+from postgrad.data.readers import read_examples, with_system
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import ConfigError, DataError, EngineError
 from postgrad.feedback.raters import SimulatedRater, make_pool
@@ -94,10 +94,7 @@ def read_splits(source: Path, system: str) -> dict[str, list[Example]]:
         if split not in splits:
             bad.append(f"{example.id!r} ({split!r})")
             continue
-        if system and example.prompt.messages[0].role != "system":
-            messages = (Message("system", system), *example.prompt.messages)
-            example = replace(example, prompt=replace(example.prompt, messages=messages))
-        splits[split].append(example)
+        splits[split].append(with_system(example, system))
     if bad:
         raise DataError(
             f"{source}: {len(bad)} rows name no known split ({', '.join(SPLITS)}): {', '.join(bad[:10])}; "
@@ -170,7 +167,7 @@ def _check_row(ctx: Context, split: str, example: Example, context: int) -> None
 
 
 async def sample_all(
-    ctx: Context,
+    renderer: Renderer,
     engine: LocalEngine,
     examples: Sequence[Example],
     params: SamplingParams,
@@ -188,7 +185,7 @@ async def sample_all(
     num = max(1, AT_ONCE // group_size)
     for start in range(0, len(examples), num):
         portion = examples[start : start + num]
-        groups += await rollout_groups(portion, engine, ctx.renderer, params, group_size=group_size, seed=seed)
+        groups += await rollout_groups(portion, engine, renderer, params, group_size=group_size, seed=seed)
         failed = next((t.error for g in groups for t in g.trajectories if t.status == "errored"), None)
         if failed is not None:
             raise EngineError(failed)
@@ -199,16 +196,19 @@ async def sample_all(
 def rater_pool(ctx: Context, num: int, purpose: str) -> list[SimulatedRater]:
     """The simulated raters of a purpose, stored; settings that change a rater change its name too."""
     cfg = ctx.recipe.labels
-    salt = f"{purpose} {num} {cfg.rater_temperature} {cfg.careless_frac}"
-    pool = make_pool(
-        num,
-        seed=request_seed(ctx.recipe.seed, salt, 0),
-        temperature=cfg.rater_temperature,
-        careless_frac=cfg.careless_frac,
-        prefix=purpose,
+    pool = draw_pool(
+        num, purpose, seed=ctx.recipe.seed, temperature=cfg.rater_temperature, careless_frac=cfg.careless_frac
     )
     ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
     return pool
+
+
+def draw_pool(num: int, purpose: str, *, seed: int, temperature: float, careless_frac: float) -> list[SimulatedRater]:
+    """The same settings give the same raters in every method."""
+    salt = f"{purpose} {num} {temperature} {careless_frac}"
+    return make_pool(
+        num, seed=request_seed(seed, salt, 0), temperature=temperature, careless_frac=careless_frac, prefix=purpose
+    )
 
 
 def weights_sha256(directory: Path) -> str:

@@ -35,7 +35,9 @@ NUM_SAMPLES = 20
 
 _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
-    "sft": (2, ("loss/nll", "optim/grad_norm")),
+    "sft": (3, ("validation/nll", "loss/nll", "optim/grad_norm")),
+    "distill": (4, ("teacher/kl", "loss/reverse_kl", "loss/nll", "rollout/completion_tokens", "policy/entropy")),
+    "arena": (4, ("heldout/utility", "heldout/win_rate", "heldout/accuracy", "policy/kl_ref")),
     "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
     "rl": (
         6,
@@ -45,7 +47,7 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
 }  # fmt: skip
-"""Stage -> how many charts, and which, by preference; those without data are passed over."""
+"""Stage, without its number -> how many charts, and which, by preference; those without data are passed over."""
 
 
 class _Summary(dict[str, Any]):
@@ -117,7 +119,7 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
     return _common_view(manifest) | {
         "headline": headline,
         "findings": [(stage.name, format_findings(stage.summary)) for stage in done],
-        "charts": [chart for name in manifest.stages if name in _CHARTS for chart in _charts(manifest, name)],
+        "charts": [chart for name in manifest.stages for chart in _charts(manifest, name)],
         "reliability": reliability,
         "samples": [
             {**row, "prompt": _printable(row["prompt"]), "text": _printable(row["text"])}
@@ -195,7 +197,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
     rows = read_metrics(manifest.stage_directory(stage) / "metrics.jsonl")
-    most, keys = _CHARTS[stage]
+    most, keys = _CHARTS.get(stage.partition("-")[0], (0, ()))
     charts: list[dict[str, Any]] = []
     for key in keys:
         points = [(row["step"], row[key]) for row in rows if key in row]

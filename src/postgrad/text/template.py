@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
@@ -22,6 +22,8 @@ from postgrad.types import Conversation, Example, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Turns = Literal["all", "last", "named"]
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token | default('') }}"
@@ -121,12 +123,29 @@ class Renderer:
             mask += [t < num_trained for t in range(len(tokens))]
         return tuple(ids), tuple(mask)
 
-    def render_example(self, example: Example) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """As `render`, trained on the completion's assistant turns, or on the prompt's where there is no completion."""
+    def render_example(self, example: Example, *, turns: Turns = "all") -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """As `render`, trained on the completion's assistant turns, or on the prompt's where there is no completion.
+
+        Args:
+            example: a demonstration.
+            turns: of those "all", the "last" one, or the "named": numbers, from 1, under `train` in its metadata.
+
+        Raises:
+            DataError: as `render`, and where "named" turns are not named.
+        """
         whole = Conversation((*example.prompt.messages, *example.completion), example.prompt.tools)
         first = len(example.prompt.messages) if example.completion else 0
-        train = [turn for turn in _assistant_turns(whole.messages) if turn >= first]
-        return self.render(whole, train=train, name=f"row {example.id!r}")
+        own = [turn for turn in _assistant_turns(whole.messages) if turn >= first]
+        name = f"row {example.id!r}"
+        if turns == "last":
+            own = own[-1:]
+        elif turns == "named":
+            numbers = example.metadata.get("train")
+            known = range(1, len(own) + 1)
+            if not isinstance(numbers, list) or not numbers or not all(type(n) is int and n in known for n in numbers):
+                raise DataError(f"{name}: 'train' must list some of its assistant turns, 1 to {len(own)}")
+            own = [own[number - 1] for number in sorted(set(numbers))]
+        return self.render(whole, train=own, name=name)
 
     def render_prompt(self, conversation: Conversation, *, name: str = "this conversation") -> tuple[int, ...]:
         """Token ids up to where the assistant starts to write.
