@@ -25,7 +25,7 @@ from postgrad.rollout import request_seed, rollout_groups
 from postgrad.rounds.manifest import Manifest
 from postgrad.run import RunDirectory, atomic_write, sha256_file
 from postgrad.text.template import Renderer, check_fits
-from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams
+from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams, Trajectory, Turn
 
 SPLITS = ("sft", "rm", "rl", "heldout", "heldout_unseen")
 AT_ONCE = 128
@@ -190,6 +190,25 @@ async def sample_all(
         if failed is not None:
             raise EngineError(failed)
         progress(len(groups), len(examples))
+    return groups
+
+
+def read_groups(run: RunDirectory, step: int, examples: Sequence[Example]) -> list[Group]:
+    """The single-turn answers to `examples` that `save_groups` wrote, without their scores."""
+    groups = [Group(example, ()) for example in examples]
+    for row in run.read_trajectories(step):
+        (turn,) = row["turns"]
+        completion = Completion(
+            tuple(turn["token_ids"]),
+            tuple(turn["logprobs"]),
+            turn["finish_reason"],
+            turn["policy_version"],
+            turn["text"],
+        )
+        group = groups[row["group"]]
+        assert group.example.id == row["example_id"], "the same prompts in the same order"
+        trajectory = Trajectory(row["id"], (Turn(tuple(turn["prompt_ids"]), completion),), row["status"])
+        groups[row["group"]] = replace(group, trajectories=(*group.trajectories, trajectory))
     return groups
 
 

@@ -19,10 +19,14 @@ from typing import Any
 
 from rich.table import Table
 
+from postgrad.config.distill import DistillRecipe
+from postgrad.config.iterate import IterateRecipe
 from postgrad.config.load import AnyRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
+from postgrad.config.rl import RlConfig
 from postgrad.config.round import Recipe
+from postgrad.config.sft import SftRecipe
 from postgrad.data.readers import read_examples
 from postgrad.data.tasks import make_tasks
 from postgrad.engine.local import LocalEngine
@@ -61,12 +65,26 @@ class Plan:
     """Tokens of the longest prompt that is answered."""
     demonstration: int = 0
     """Tokens of the longest demonstration."""
+    teacher: int = 0
+    """Bytes of a teacher's weights, where it is another model than the student with its adapter off."""
 
     def estimates(self) -> list[Estimate]:
         if isinstance(self.recipe, PretrainRecipe):
             return self._pretrain(self.recipe)
-        rl = self._rl(self.recipe)
-        return [self._sft(self.recipe), self._reward(self.recipe), rl] if isinstance(self.recipe, Recipe) else [rl]
+        if isinstance(self.recipe, Recipe):
+            return [
+                self._sft(self.recipe, self.recipe.sft.examples_per_step),
+                self._reward(self.recipe),
+                self._rl(self.recipe, self.recipe.rl),
+            ]
+        if isinstance(self.recipe, RlRecipe):
+            return [self._rl(self.recipe, self.recipe.rl)]
+        if isinstance(self.recipe, DistillRecipe):
+            return [self._distill(self.recipe)]
+        sft = self._sft(self.recipe, self.recipe.sft.examples_per_step)
+        if isinstance(self.recipe, IterateRecipe):
+            sft = replace(sft, sampling=self._sampling(self.recipe.iterate.max_tokens, MAX_BATCH))
+        return [sft]
 
     def _pretrain(self, recipe: PretrainRecipe) -> list[Estimate]:
         sizes = self.sizes()
@@ -81,8 +99,9 @@ class Plan:
         )
         return [learning("pretrain", self.process, sizes, tokens), evaluate]
 
-    def _sft(self, recipe: Recipe) -> Estimate:
-        tokens = min(max(recipe.batch_tokens, self.demonstration), recipe.sft.examples_per_step * self.demonstration)
+    def _sft(self, recipe: Recipe | SftRecipe | IterateRecipe | DistillRecipe, rows: int) -> Estimate:
+        """Of so many rows a step."""
+        tokens = min(max(recipe.batch_tokens, self.demonstration), rows * self.demonstration)
         sizes = self.sizes(lora_rank=recipe.model.lora_rank)
         return learning("sft", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
 
@@ -92,34 +111,57 @@ class Plan:
         tokens = min(max(recipe.batch_tokens, group), recipe.reward.prompts_per_step * group)
         return replace(learning("reward", self.process, sizes, tokens), vocabulary=0)
 
-    def _rl(self, recipe: Recipe | RlRecipe) -> Estimate:
-        cfg, rank = recipe.rl, recipe.model.lora_rank
+    def _distill(self, recipe: DistillRecipe) -> Estimate:
+        """The arena, which has both models before it and the initial one beside them, is the fullest moment of a run by
+        sequences of a big teacher; the answers themselves are the teacher's.
+        """
+        cfg = recipe.distill
+        if cfg.kind == "on-policy":
+            return replace(self._rl(recipe, cfg.loop()), stage="distill", reference=self.teacher)
+        learned = self._sft(recipe, cfg.prompts_per_step * cfg.group_size)
+        return replace(learned, stage="distill", sampling=self.teacher + self._sampling(cfg.max_tokens, MAX_BATCH))
+
+    def _sampling(self, max_tokens: int, rows: int) -> int:
+        """So many answers at a time."""
+        sizes, row = self.sizes(), self.prompt + max_tokens
+        cached = max(row, min(row * rows, CACHE_TOKENS))
+        return sizes.weights + cached * sizes.keys_values + 2 * rows * sizes.words * FLOAT_BYTES
+
+    def _rl(self, recipe: Recipe | RlRecipe | DistillRecipe, cfg: RlConfig) -> Estimate:
+        rank = recipe.model.lora_rank
         sizes = self.sizes(heads=("value",) if cfg.algorithm == "ppo" else (), lora_rank=rank)
         group = self.prompt + cfg.group_size * cfg.max_tokens
         update = math.ceil(cfg.prompts_per_step / cfg.minibatches) * group
         tokens = min(max(recipe.batch_tokens, group), update)
         trained = learning("rl", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
         read = min(max(FORWARD_ONLY * recipe.batch_tokens, group), cfg.prompts_per_step * group)
-        row = self.prompt + cfg.max_tokens
         # An "rl" recipe answers its held-out questions between steps, as many at a time as there is room for.
         rows = MAX_BATCH if isinstance(recipe, RlRecipe) else min(MAX_BATCH, cfg.prompts_per_step * cfg.group_size)
-        cached = max(row, min(row * rows, CACHE_TOKENS))
         return replace(
             trained,
             reference=0 if rank else self.sizes().weights,
             reward_model=self.sizes(heads=("reward",)).weights if isinstance(recipe, Recipe) else 0,
             activations=max(trained.activations, read * sizes.layer),
-            sampling=sizes.weights + cached * sizes.keys_values + 2 * rows * sizes.words * FLOAT_BYTES,
+            sampling=self._sampling(cfg.max_tokens, rows),
         )
 
 
-def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None) -> Plan:
+def plan_run(
+    recipe: AnyRecipe,
+    *,
+    initial: Path | None,
+    source: Path | None,
+    sets: Sequence[Path] = (),
+    teacher: Path | None = None,
+) -> Plan:
     """Measure what the estimates depend on: the process, the model's configuration, the longest texts.
 
     Args:
         recipe: resolved.
         initial: model directory of the initial policy; None where the recipe makes its own.
         source: file of the prompts or questions; None where the recipe names tasks.
+        sets: files of the demonstrations that an "sft" recipe mixes.
+        teacher: model directory of a "distill" recipe's teacher.
 
     Raises:
         PostgradError: the model's configuration, the recipe's or the source cannot be read.
@@ -131,7 +173,11 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None) ->
     sizes = _sizes(read_config(initial))
     renderer = Renderer(load_tokenizer(initial))
     demonstrations: Sequence[Example] = ()
-    if isinstance(recipe, Recipe):
+    asked: Sequence[Example]
+    if isinstance(recipe, SftRecipe):
+        demonstrations = [demonstration(e) for path in sets for e in read_examples(path)]
+        asked = ()
+    elif isinstance(recipe, Recipe):
         assert source is not None, "a round has a file of prompts"
         splits = read_splits(source, recipe.data.system)
         demonstrations = [demonstration(e) for e in splits.pop("sft")[: recipe.sft.num_examples]]
@@ -142,8 +188,15 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None) ->
     else:
         asked = list(read_examples(source))
     longest_prompt = _longest(asked, lambda e: renderer.render_prompt(e.prompt))
-    longest_row = _longest(demonstrations, lambda e: renderer.render_example(e)[0])
-    return Plan(recipe, sizes, resident_bytes(), longest_prompt, longest_row)
+    if isinstance(recipe, IterateRecipe):
+        longest_row = longest_prompt + recipe.iterate.max_tokens
+    elif isinstance(recipe, DistillRecipe):
+        longest_row = longest_prompt + recipe.distill.max_tokens
+    else:
+        longest_row = _longest(demonstrations, lambda e: renderer.render_example(e)[0])
+    apart = teacher is not None and (teacher != initial or recipe.model.lora_rank == 0)
+    weights = _sizes(read_config(teacher))().weights if teacher is not None and apart else 0
+    return Plan(recipe, sizes, resident_bytes(), longest_prompt, longest_row, weights)
 
 
 def _sizes(config: Any) -> Callable[..., Sizes]:

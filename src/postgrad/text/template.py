@@ -173,12 +173,20 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the ids: template, tokenizer, special tokens, stop ids."""
-        model = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        return _digest([self.template, self._backend, special, self.stop_ids])
+
+    @cached_property
+    def answers_fingerprint(self) -> str:
+        """SHA-256 of what decides the ids of an answer, whatever stands before it: tokenizer and end of turn."""
+        return _digest([self._backend, self.end_id])
+
+    @cached_property
+    def _backend(self) -> dict[str, Any]:
+        model: dict[str, Any] = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for transient in ("truncation", "padding"):
             model.pop(transient, None)
-        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
-        parts = [self.template, model, special, self.stop_ids]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return model
 
     def _discover(self, special: dict[str, int]) -> tuple[str, str, int]:
         """What the template writes around an answer: text after the generation prompt, text and id of the end."""
@@ -262,6 +270,10 @@ class Renderer:
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def check_fits(ids: Sequence[int], limit: int, name: str) -> None:
