@@ -63,13 +63,13 @@ max_tokens = 10
 {teacher}
 
 [sft]
-examples_per_step = 4
+examples_per_step = 6
 learning_rate = 3e-3
 
 [arena]
 num_prompts = 8
-num_raters = 3
-resamples = 50
+num_raters = 2
+resamples = 20
 """
 EDITS = '[edits]\nby = "{by}"\ncareless_frac = 0.0'
 BEST = '[best]\nmin_reward = 0.3\n\n[[graders]]\nfunction = "rewards.py:low"'
@@ -85,14 +85,14 @@ kind = "{kind}"
 estimate = "{estimate}"
 steps = 8
 prompts_per_step = 4
-group_size = 6
-learning_rate = 3e-3
-max_tokens = 8
+group_size = 4
+learning_rate = 1e-2
+max_tokens = 6
 
 [arena]
 num_prompts = 8
-num_raters = 3
-resamples = 50
+num_raters = 2
+resamples = 20
 """
 REWARDS = """
 def low(prompt, answer, target, metadata):
@@ -315,7 +315,7 @@ PROMPTED = 'system = "zzzz zzzz zzzz zzzz"'
 @pytest.mark.parametrize("estimate", ["sampled", "full"])
 def test_context_distillation_moves_the_student_towards_what_it_does_when_told(capsys, write, tmp_path, estimate):
     path = write("distill", DISTILL, kind="on-policy", estimate=estimate, teacher=PROMPTED)
-    code, _, err = run(capsys, path, tmp_path / "w", "distill.steps=16")
+    code, _, err = run(capsys, path, tmp_path / "w", "distill.steps=10")
     assert (code, err) == (0, ""), err
     made = stages(tmp_path / "w")
     assert made["questions"].summary["tokens_that_the_teacher_alone_reads"] > 20
@@ -330,7 +330,7 @@ def test_a_teachers_answers_are_imitated(capsys, write, tmp_path):
     code, _, err = run(capsys, path, tmp_path / "w", "distill.max_tokens=40")
     assert (code, err) == (0, ""), err
     made = stages(tmp_path / "w")["distill"].summary
-    assert made["answers"] == 8 * 4 * 6
+    assert made["answers"] == 8 * 4 * 4
     assert 0 < made["cut_off"] < 1
     assert made["loss_last"] < made["loss_first"]
 
@@ -399,7 +399,7 @@ def test_a_teacher_may_have_another_template(capsys, write, tmp_path):
     )
     teacher = tiny_model(tmp_path / "teacher", seed=5, chat_template=template)
     path = write("distill", DISTILL, kind="on-policy", estimate="full", teacher=f"name = {json.dumps(str(teacher))}")
-    code, _, err = run(capsys, path, tmp_path / "w", "distill.steps=12", "distill.learning_rate=1e-2")
+    code, _, err = run(capsys, path, tmp_path / "w", "distill.steps=6")
     assert (code, err) == (0, ""), err
     arena = stages(tmp_path / "w")["arena"].summary
     assert arena["student_teacher_kl"] < arena["initial_teacher_kl"]

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -315,31 +316,35 @@ def _save(run: _Run, stage: Stage, model: PolicyModel, trainer: LocalTrainer, di
 
 
 def _arena_stage(run: _Run, stage: Stage) -> None:
-    """Student before and after, and the teacher with all that it may read, on the same held-out prompts."""
-    cfg, tokens = run.recipe.distill, run.recipe.batch_tokens
+    """Student before and after, and the teacher with all that it may read, on the same held-out prompts.
+
+    One model at a time is in memory.
+    """
     tasks = run.questions()
     examples = heldout(tasks, run.recipe.arena.num_prompts)
-    initial, teacher = load_policy(run.initial, placement=run.placement), run.load_teacher()
-    student = load_policy(run.manifest.stage_directory("distill") / "policy", placement=run.placement)
+    told = [run.taught(example) for example in examples]
+    options: dict[str, Any] = {
+        "batch_tokens": run.recipe.batch_tokens,
+        "temperature": run.recipe.distill.temperature,
+    }
     answers: dict[str, list[Group]] = {}
-    for player, model in (("initial", initial), ("student", student)):
-        answers[player] = run.sample(
-            model, run.renderer, examples, size=1, seed=run.seed("arena"), bar=f"arena: {player} answers"
-        )
-    measured: dict[str, list[dict[str, float | None]]] = {player: [{} for _ in examples] for player in answers}
-    reference = FrozenPolicy(initial, batch_tokens=tokens, temperature=cfg.temperature)
-    for row, kl in zip(measured["student"], divergences(reference, answers["student"]), strict=True):
-        row["kl"] = kl
-    if run.speaks_the_same:
-        scorer = Teacher(teacher, run.prompts(tasks), batch_tokens=tokens, temperature=cfg.temperature)
-        for player in answers:
-            for row, kl in zip(measured[player], divergences(scorer, answers[player]), strict=True):
-                row["teacher_kl"] = kl
-    taught = run.sample(
-        teacher, run.teacher_renderer, [run.taught(e) for e in examples], size=1, seed=run.seed("arena"),
-        bar="arena: the teacher answers",
-    )  # fmt: skip
-    answers = {"teacher": taught, **answers}
+    measured: dict[str, list[dict[str, float | None]]] = {}
+    for player, path in (
+        ("student", run.manifest.stage_directory("distill") / "policy"),
+        ("initial", run.initial),
+        ("teacher", run.teacher),
+    ):
+        model = load_policy(path, placement=run.placement)
+        reads, asked = (run.teacher_renderer, told) if player == "teacher" else (run.renderer, examples)
+        title = f"arena: the {player} {'policy ' if player == 'initial' else ''}answers"
+        answers[player] = run.sample(model, reads, asked, size=1, seed=run.seed("arena"), bar=title)
+        measured[player] = [{} for _ in examples]
+        if player == "initial":
+            _measure(measured["student"], "kl", divergences(FrozenPolicy(model, **options), answers["student"]))
+        if player == "teacher" and run.speaks_the_same:
+            scorer = Teacher(model, run.prompts(tasks), **options)
+            for scored in ("initial", "student"):
+                _measure(measured[scored], "teacher_kl", divergences(scorer, answers[scored]))
     stage.add_tokens(
         generated=sum(len(g.trajectories[0].turns[-1].completion.token_ids) for gs in answers.values() for g in gs)
     )
@@ -347,7 +352,12 @@ def _arena_stage(run: _Run, stage: Stage) -> None:
     stage.summary = judge(
         stage,
         {player: answers[player] for player in order},
-        {player: measured.get(player, [{} for _ in examples]) for player in order},
+        measured,
         run.recipe.arena,
         seed=run.recipe.seed,
     )
+
+
+def _measure(rows: Sequence[dict[str, float | None]], name: str, values: Sequence[float]) -> None:
+    for row, value in zip(rows, values, strict=True):
+        row[name] = value

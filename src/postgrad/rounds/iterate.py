@@ -271,22 +271,23 @@ def _sft_stage(run: IterateRun, stage: Stage, k: int) -> None:
 def _arena_stage(run: IterateRun, stage: Stage) -> None:
     """The policy of every round, and the initial one, on the same held-out prompts."""
     examples = heldout(run.questions(), run.recipe.arena.num_prompts)
+    answers: dict[str, list[Group]] = {}
+    for k in range(run.recipe.iterate.rounds + 1):
+        player = f"round_{k}" if k else "initial"
+        model = load_policy(run.policy(k), placement=run.placement)
+        groups = run.sample(model, examples, size=1, seed=run.seed("arena"), bar=f"arena: {player} answers")
+        answers[player] = asyncio.run(grade_groups(groups, run.graders))
     reference = FrozenPolicy(
         load_policy(run.initial, placement=run.placement),
         batch_tokens=run.recipe.batch_tokens,
         temperature=run.recipe.iterate.temperature,
     )
-    answers: dict[str, list[Group]] = {}
-    measured: dict[str, list[dict[str, float | None]]] = {}
-    for k in range(run.recipe.iterate.rounds + 1):
-        player = f"round_{k}" if k else "initial"
-        model = load_policy(run.policy(k), placement=run.placement)
-        groups = run.sample(model, examples, size=1, seed=run.seed("arena"), bar=f"arena: {player} answers")
-        groups = asyncio.run(grade_groups(groups, run.graders))
-        answers[player] = groups
-        measured[player] = [
+    measured = {
+        player: [
             {"kl": kl, **right} for kl, right in zip(divergences(reference, groups), rightness(groups), strict=True)
         ]
+        for player, groups in answers.items()
+    }
     stage.add_tokens(
         generated=sum(len(g.trajectories[0].turns[-1].completion.token_ids) for gs in answers.values() for g in gs)
     )

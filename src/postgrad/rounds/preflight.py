@@ -37,6 +37,7 @@ from postgrad.models.attainable import resident_bytes
 from postgrad.models.footprint import FLOAT_BYTES, KERNELS, Estimate, Sizes, blank_policy, count_sizes, learning
 from postgrad.models.fresh import fresh_config
 from postgrad.models.load import read_config
+from postgrad.ops.logprobs import CHUNK
 from postgrad.rounds.context import demonstration, read_splits
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
@@ -112,14 +113,15 @@ class Plan:
         return replace(learning("reward", self.process, sizes, tokens), vocabulary=0)
 
     def _distill(self, recipe: DistillRecipe) -> Estimate:
-        """The arena, which has both models before it and the initial one beside them, is the fullest moment of a run by
-        sequences of a big teacher; the answers themselves are the teacher's.
-        """
+        """By sequences, an upper bound: the teacher has answered before there are gradients."""
         cfg = recipe.distill
-        if cfg.kind == "on-policy":
-            return replace(self._rl(recipe, cfg.loop()), stage="distill", reference=self.teacher)
-        learned = self._sft(recipe, cfg.prompts_per_step * cfg.group_size)
-        return replace(learned, stage="distill", sampling=self.teacher + self._sampling(cfg.max_tokens, MAX_BATCH))
+        if cfg.kind == "sequence":
+            learned = self._sft(recipe, cfg.prompts_per_step * cfg.group_size)
+            return replace(learned, stage="distill", sampling=self.teacher + self._sampling(cfg.max_tokens, MAX_BATCH))
+        scored = replace(self._rl(recipe, cfg.loop()), stage="distill", reference=self.teacher)
+        if cfg.estimate == "sampled":
+            return scored
+        return replace(scored, vocabulary=scored.vocabulary + CHUNK * self.sizes().words * DISTRIBUTION_BYTES)
 
     def _sampling(self, max_tokens: int, rows: int) -> int:
         """So many answers at a time."""
