@@ -229,6 +229,7 @@ def test_simulated_edits_are_stored_learned_and_measured_round_by_round(capsys, 
     assert [row["step"] for row in rows] == [0, 1, 2]
     page = Path(call(capsys, "report", "--workspace", tmp_path / "w")[1].strip()).read_text()
     assert "Utility, round by round" in page
+    assert "Loss (sft-2)" in page
     assert "stages/sft-2/policy" in out.replace("\n", "")
 
 
@@ -367,6 +368,16 @@ def test_documents_are_for_the_teacher_alone(capsys, write, tmp_path):
     code, _, err = run(capsys, path, tmp_path / "twins")
     assert code == 2
     assert "another row asks the student the same and shows the teacher something else" in err
+
+
+def test_a_constraint_that_nobody_can_judge_is_refused_before_anything_is_sampled(capsys, write, tmp_path):
+    path = write("iterate", ITERATE, answers=1, teacher=EDITS.format(by="simulated"))
+    rows = [*make_rows(), {"id": "odd", "split": "rl", "prompt": "Why?", "constraints": [{"kind": "rhyme"}]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, _, err = run(capsys, path, tmp_path / "w")
+    assert code == 2
+    assert "row 'odd': unknown constraint kind 'rhyme'" in err
+    assert list_rounds(tmp_path / "w") == []
 
 
 def other_tokenizer(directory):

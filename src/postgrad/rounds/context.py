@@ -159,6 +159,11 @@ def _check_row(ctx: Context, split: str, example: Example, context: int) -> None
     if example.prompt.messages[-1].role == "assistant":
         raise DataError(f"the prompt of split {split!r} ends with an assistant turn; remove that turn")
     check_fits(ctx.renderer.render_prompt(example.prompt, name=name), context - ctx.recipe.rl.max_tokens, name)
+    check_constraints(example)
+
+
+def check_constraints(example: Example) -> None:
+    """Raise unless the simulated raters could say whether an answer obeys."""
     constraints = example.metadata.get("constraints", [])
     if not isinstance(constraints, list) or not all(isinstance(c, dict) for c in constraints):
         raise DataError("'constraints' must be a list of objects")

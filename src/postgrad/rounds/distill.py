@@ -32,7 +32,7 @@ from postgrad.rounds.contest import divergences, heldout, judge
 from postgrad.rounds.context import OpenBar, read_groups, sample_all
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
-from postgrad.rounds.questions import read_questions, write_questions
+from postgrad.rounds.questions import check_judgeable, read_questions, write_questions
 from postgrad.run import RunDirectory, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
@@ -189,6 +189,7 @@ def _questions_stage(run: _Run, stage: Stage) -> None:
     """Whatever a later stage would trip over is found here: the teacher, and what both have to read."""
     _check_teacher(run)
     tasks = run.questions()
+    check_judgeable(tasks)
     room = run.recipe.distill.max_tokens
     write_questions(tasks, stage.directory / "questions.jsonl", run.renderer, context_length(run.initial) - room)
     prompts = run.prompts(tasks)

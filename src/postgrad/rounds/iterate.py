@@ -37,7 +37,7 @@ from postgrad.rounds.contest import divergences, heldout, judge, rightness, writ
 from postgrad.rounds.context import OpenBar, read_groups, sample_all, weights_sha256, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
-from postgrad.rounds.questions import read_questions, write_questions
+from postgrad.rounds.questions import check_judgeable, read_questions, write_questions
 from postgrad.rounds.teach import Lessons, ask_for_edits, lessons_of_edits, lessons_of_the_best, simulate_edits
 from postgrad.run import RunDirectory, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
@@ -160,6 +160,7 @@ def _check_reward_model(directory: Path, renderer: Renderer) -> None:
 
 def _questions_stage(run: IterateRun, stage: Stage) -> None:
     tasks = run.questions()
+    check_judgeable(tasks)
     limit = context_length(run.initial) - run.recipe.iterate.max_tokens
     write_questions(tasks, stage.directory / "questions.jsonl", run.renderer, limit)
     stage.summary = {

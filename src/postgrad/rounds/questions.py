@@ -10,7 +10,7 @@ from postgrad.data.mixture import split_of
 from postgrad.data.readers import read_examples, with_system
 from postgrad.data.tasks import Task, make_tasks
 from postgrad.errors import DataError
-from postgrad.rounds.context import write_lines
+from postgrad.rounds.context import check_constraints, write_lines
 from postgrad.text.template import Renderer, check_fits
 from postgrad.types import Example
 
@@ -38,6 +38,19 @@ def read_questions(cfg: QuestionsConfig, source: Path | None, *, seed: int) -> l
         if not parts[part]:
             raise DataError(f"{source}: no row fell into the {part!r} part; add rows or change 'data.heldout_share'")
     return [Task(tuple(parts["train"]), tuple(parts["heldout"]))]
+
+
+def check_judgeable(tasks: Sequence[Task]) -> None:
+    """Refuse questions that the simulated raters could not judge answers to.
+
+    Raises:
+        DataError: names the first one.
+    """
+    for example in (e for task in tasks for e in (*task.heldout, *task.train)):
+        try:
+            check_constraints(example)
+        except DataError as e:
+            raise DataError(f"row {example.id!r}: {e}") from None
 
 
 def write_questions(tasks: Sequence[Task], path: Path, renderer: Renderer, limit: int) -> None:

@@ -206,8 +206,8 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
         steps, values = zip(*points, strict=True)
         metric = METRIC_KEYS[key]
         share = is_share(key)
-        title = TITLES[key]
-        label = f"{title} over {len(steps)} steps ({stage})"
+        title = f"{TITLES[key]} ({stage})" if "-" in stage else TITLES[key]
+        label = f"{TITLES[key]} over {len(steps)} steps ({stage})"
         charts.append(
             {
                 "title": title,
