@@ -174,6 +174,7 @@ HEALTHY: dict[str, Rows] = {
     "a reward that has converged far from the reference": curves(
         reward__mean=along(60, lambda s: 1.2 + 0.05 * (-1) ** s), policy__kl_ref=[4.0] * 60
     ),
+    "a student without graders": curves(teacher__kl=along(5, lambda s: 1 / s), rollout__truncated_frac=[0.1] * 5),
     "a step without a score": curves(rollout__truncated_frac=[0.1] * 3, reward__mean=[0.5, math.nan, 0.5]),
 }
 

@@ -414,7 +414,7 @@ def _stalled(rows: Sequence[Row]) -> str | None:
 
 def _unscored(rows: Sequence[Row]) -> str | None:
     recent = rows[-UNSCORED_STEPS:]
-    if len(recent) < UNSCORED_STEPS or any("reward/mean" in row for row in recent):
+    if len(recent) < UNSCORED_STEPS or any(row.keys() & {"reward/mean", "teacher/kl"} for row in recent):
         return None
     return f"no answer got a reward in {UNSCORED_STEPS} steps: the graders abstain or fail, and nothing is learned"
 

@@ -30,7 +30,8 @@ from postgrad.run import METRIC_KEYS, RunDirectory
 from postgrad.watch import BETTER, OWN_RULE, TITLES, Row, RunWarning, RunWatch, healthy, is_share, show
 
 KEYS = (
-    "loss/nll", "loss/bradley_terry", "reward/accuracy", "reward/mean", "policy/kl_ref", "policy/entropy",
+    "loss/nll", "validation/nll", "teacher/kl", "loss/reverse_kl", "loss/bradley_terry", "reward/accuracy",
+    "reward/mean", "policy/kl_ref", "policy/entropy",
     "rollout/completion_tokens", "rollout/truncated_frac", "policy/clip_frac", "value/explained_variance",
     "group/no_signal_frac", "optim/grad_norm", "sampler/logprob_diff_max", "validation/bits_per_byte",
     "time/tokens_per_s",
