@@ -319,7 +319,7 @@ def test_context_distillation_moves_the_student_towards_what_it_does_when_told(c
     code, _, err = run(capsys, path, tmp_path / "w", "distill.steps=10")
     assert (code, err) == (0, ""), err
     made = stages(tmp_path / "w")
-    assert made["questions"].summary["tokens_that_the_teacher_alone_reads"] > 20
+    assert made["questions"].summary["extra_prompt_tokens_of_the_teacher"] > 20
     arena = made["arena"].summary
     assert arena["student_teacher_kl"] < 0.8 * arena["initial_teacher_kl"]
     page = Path(call(capsys, "report", "--workspace", tmp_path / "w")[1].strip()).read_text()
@@ -359,7 +359,7 @@ def test_documents_are_for_the_teacher_alone(capsys, write, tmp_path):
     path = write("distill", DISTILL, kind="on-policy", estimate="sampled", teacher='documents = "document"')
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(capsys, path, tmp_path / "w", "distill.steps=1")[0] == 0
-    assert stages(tmp_path / "w")["questions"].summary["tokens_that_the_teacher_alone_reads"] > 5
+    assert stages(tmp_path / "w")["questions"].summary["extra_prompt_tokens_of_the_teacher"] > 5
     directory = find_round(tmp_path / "w", "latest").stage_directory("distill")
     renderer = Renderer(load_tokenizer(directory / "policy"))
     asked = [renderer.decode(t["turns"][0]["prompt_ids"]) for t in RunDirectory(directory).read_trajectories(1)]

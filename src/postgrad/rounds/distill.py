@@ -204,7 +204,7 @@ def _questions_stage(run: _Run, stage: Stage) -> None:
     stage.summary = {
         "train": sum(len(task.train) for task in tasks),
         "heldout": len(heldout(tasks, run.recipe.arena.num_prompts)),
-        "tokens_that_the_teacher_alone_reads": sum(told) / len(told),
+        "extra_prompt_tokens_of_the_teacher": sum(told) / len(told),
     }
 
 
