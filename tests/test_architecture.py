@@ -13,7 +13,7 @@ MAX_FUNCTION_LINES = 80
 # The command line wires everything, so it also sits below the recipes that it runs.
 ROWS = (
     ("types", "errors"),
-    ("config", "ops", "text", "sandbox", "db"),
+    ("config", "metrics", "ops", "text", "sandbox", "db"),
     ("data", "models"),
     ("protocols", "run"),
     ("trainer", "engine", "envs", "graders", "feedback", "watch"),

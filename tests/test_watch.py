@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.round import Recipe
-from postgrad.run import METRIC_KEYS, RunDirectory, read_metrics
-from postgrad.watch import ADVICE, BETTER, RULES, TITLES, RunWatch, find_warnings
+from postgrad.metrics import BETTER, METRIC_KEYS, TITLES
+from postgrad.run import RunDirectory, read_metrics
+from postgrad.watch import ADVICE, RULES, RunWatch, find_warnings
 
 Rows = list[dict[str, float]]
 TINY_RL = Path(__file__).parent / "tiny_rl_metrics.jsonl"
@@ -185,6 +186,7 @@ HEALTHY: dict[str, Rows] = {
     "a reward that has converged far from the reference": curves(
         reward__mean=along(60, lambda s: 1.2 + 0.05 * (-1) ** s), policy__kl_ref=[4.0] * 60
     ),
+    "a student without graders": curves(teacher__kl=along(5, lambda s: 1 / s), rollout__truncated_frac=[0.1] * 5),
     "a step without a score": curves(rollout__truncated_frac=[0.1] * 3, reward__mean=[0.5, math.nan, 0.5]),
 }
 

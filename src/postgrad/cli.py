@@ -282,7 +282,7 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
     from postgrad.config.load import load_recipe
     from postgrad.errors import ConfigError
     from postgrad.recipes import recipe_path
-    from postgrad.rounds.manifest import METHODS
+    from postgrad.rounds.manifest import plan_stages
 
     path = recipe_path(recipe_name)
     recipe = load_recipe(path, overrides)
@@ -300,7 +300,7 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
         _check_memory(plan, show=dry_run)
         if dry_run:
             return
-        with Bars(console, METHODS[recipe.method]) as bars:
+        with Bars(console, plan_stages(recipe.model_dump())) as bars:
             manifest = start(bars)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from here\n")
@@ -313,23 +313,22 @@ def _run(recipe_name: str, workspace: Path, overrides: tuple[str, ...], *, me: b
         return
     gate = manifest.find("gate")
     released = gate is not None and gate.summary["verdict"] == "pass"
-    talk = f"chat{where}" if released else f"chat {manifest.stage_directory(_POLICY[recipe.method]) / 'policy'}"
+    talk = f"chat{where}" if released else f"chat {manifest.policy}"
     _say(f"next: postgrad report {manifest.record.id}{where}")
     _say(f"      postgrad {talk}")
-
-
-_POLICY = {"round": "rl", "pretrain": "pretrain", "rl": "rl", "preference": "preference"}
-"""A recipe's method -> the stage that leaves its policy."""
 
 
 def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
 ) -> tuple[Plan, Callable[[Bars], Manifest]]:
     """What memory depends on, and the recipe's method, ready to start: its slow imports done, its files found."""
+    from postgrad.config.distill import DistillRecipe
+    from postgrad.config.iterate import IterateRecipe
     from postgrad.config.preference import PreferenceRecipe
     from postgrad.config.pretrain import PretrainRecipe
     from postgrad.config.questions import RlRecipe
     from postgrad.config.reward import RewardRecipe
+    from postgrad.config.sft import SftRecipe
     from postgrad.config.steps import StepRewardRecipe
     from postgrad.models.pull import resolve
 
@@ -344,6 +343,12 @@ def _prepare(
             recipe, workspace=workspace, source=text, bar=bars.open, announce=bars.announce
         )
     initial = resolve(recipe.model.name)
+    if isinstance(recipe, SftRecipe | IterateRecipe | DistillRecipe):
+        from postgrad.rounds.start import prepare_imitation
+
+        return prepare_imitation(
+            recipe, workspace=workspace, initial=initial, folder=path.parent, find=lambda source: _source(source, path)
+        )
     if isinstance(recipe, RlRecipe):
         questions = _source(recipe.data.source, path) if recipe.data.source else None
         from postgrad.rounds.preflight import plan_run

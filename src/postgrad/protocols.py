@@ -25,6 +25,7 @@ class PolicyOutput:
     logprobs: torch.Tensor  # [B, T] float32, nats
     entropy: torch.Tensor  # [B, T] float32, nats
     values: torch.Tensor | None = None  # [B, T] float32, value of the state before token t
+    divergence: torch.Tensor | None = None  # [B, T] float32, nats: KL to a teacher over the whole vocabulary
 
 
 @dataclass(frozen=True, slots=True)

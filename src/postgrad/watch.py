@@ -18,7 +18,8 @@ from itertools import islice, pairwise
 from statistics import correlation, fmean, median, stdev
 from typing import NamedTuple
 
-from postgrad.run import METRIC_KEYS, RunDirectory, tail_metrics
+from postgrad.metrics import METRIC_KEYS, TITLES
+from postgrad.run import RunDirectory, tail_metrics
 
 Row = Mapping[str, float]
 
@@ -43,59 +44,6 @@ LOSS_STEPS, LOSS_WINDOW, LOSS_RISE = 10, 40, 0.25
 FLAT_STEPS, FLAT_FALL = 60, 0.015
 STALL_STEPS, STALL_KL = 30, 0.1
 UNSCORED_STEPS = 2
-
-TITLES: Mapping[str, str] = {
-    "loss/nll": "Loss",
-    "loss/bradley_terry": "Loss",
-    "loss/steps": "Loss",
-    "reward/accuracy": "Training accuracy",
-    "loss/preference": "Loss",
-    "preference/accuracy": "Training accuracy",
-    "preference/margin": "Margin",
-    "preference/chosen_reward": "Reward of the preferred",
-    "preference/rejected_reward": "Reward of the others",
-    "preference/chosen_logprob": "Likelihood of the preferred",
-    "preference/kl": "KTO's reference point",
-    "preference/kl_data": "KL on the data",
-    "reward/mean": "Reward",
-    "policy/kl_ref": "KL from the reference",
-    "policy/kl_old": "KL of one update",
-    "rollout/completion_tokens": "Answer length",
-    "policy/entropy": "Entropy",
-    "rollout/truncated_frac": "Truncated answers",
-    "rollout/errored_frac": "Failed rollouts",
-    "value/explained_variance": "Explained variance",
-    "policy/clip_frac": "Clipped tokens",
-    "policy/ratio_mean": "Probability ratio",
-    "value/clip_frac": "Clipped values",
-    "grader/failed_frac": "Failed scores",
-    "group/no_signal_frac": "Groups without signal",
-    "sampler/logprob_diff_max": "Sampler minus trainer",
-    "optim/grad_norm": "Gradient norm",
-    "optim/learning_rate": "Learning rate",
-    "validation/bits_per_byte": "Validation loss",
-    "time/tokens_per_s": "Speed",
-    "time/step_s": "Seconds a step",
-}
-"""Headings of the metrics that people look at; the rest go by their keys."""
-
-BETTER: Mapping[str, int] = {
-    "loss/nll": -1,
-    "loss/bradley_terry": -1,
-    "loss/steps": -1,
-    "loss/preference": -1,
-    "preference/accuracy": 1,
-    "preference/margin": 1,
-    "validation/bits_per_byte": -1,
-    "time/tokens_per_s": 1,
-    "reward/mean": 1,
-    "reward/accuracy": 1,
-    "value/explained_variance": 1,
-    "rollout/truncated_frac": -1,
-    "rollout/errored_frac": -1,
-    "group/no_signal_frac": -1,
-}
-"""1 where up is better, -1 where down is; the other metrics have no better, only a healthy range."""
 
 LOOK = "read the answers of that step with `postgrad samples` before the run goes further"
 """Advice about metrics that have none of their own."""
@@ -446,7 +394,7 @@ def _stalled(rows: Sequence[Row]) -> str | None:
 
 def _unscored(rows: Sequence[Row]) -> str | None:
     recent = rows[-UNSCORED_STEPS:]
-    if len(recent) < UNSCORED_STEPS or any("reward/mean" in row for row in recent):
+    if len(recent) < UNSCORED_STEPS or any(row.keys() & {"reward/mean", "teacher/kl"} for row in recent):
         return None
     return f"no answer got a reward in {UNSCORED_STEPS} steps: the graders abstain or fail, and nothing is learned"
 

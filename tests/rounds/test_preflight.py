@@ -201,3 +201,36 @@ def test_pretraining_is_estimated_from_the_recipe_alone():
     assert training.weights == training.gradients == training.adam // 2 == evaluation.weights
     assert training.weights // 4 == 4096 * 384 + 5 * (4 * 384**2 + 3 * 384 * 960 + 2 * 384) + 384
     assert evaluation.vocabulary > training.vocabulary
+
+
+def planned(recipe: str, *overrides: str, teacher: int = 0) -> Plan:
+    made = load_recipe(recipe_path(recipe), overrides)
+    return Plan(made, sizes, process=500_000_000, prompt=50, demonstration=100, teacher=teacher)
+
+
+def test_what_imitates_is_estimated_by_what_it_learns_and_samples():
+    (sft,), (edits,) = planned("sft").estimates(), planned("edits").estimates()
+    assert (sft.stage, edits.stage) == ("sft", "sft")
+    assert edits.sampling > sft.sampling == 0
+    assert edits.activations == sft.activations, "a micro-batch of 1024 tokens either way"
+
+
+def test_a_teacher_is_counted_where_it_is_not_the_student_itself():
+    (alone,), (beside,) = planned("distill-context").estimates(), planned("distill-context", teacher=GB).estimates()
+    assert beside.peak - alone.peak == GB
+    (exact,) = planned("distill-context", 'distill.estimate="full"').estimates()
+    assert exact.vocabulary > alone.vocabulary
+    (by_text,) = planned("distill-context", 'distill.kind="sequence"', teacher=GB).estimates()
+    assert by_text.reference == 0
+    assert by_text.sampling > GB
+
+
+def test_the_teachers_own_size_is_read(tmp_path):
+    student, teacher = tiny_model(tmp_path / "student"), tiny_model(tmp_path / "teacher", hidden=64)
+    made = load_recipe(recipe_path("distill-context"), (f"model.name={student}",))
+    rows = write_recipe(tmp_path / "recipe", student).parent / "rows.jsonl"
+    large, itself = (plan_run(made, initial=student, source=rows, teacher=path).teacher for path in (teacher, student))
+    assert large > 0
+    assert itself == 0, "an adapter switched off"
+    whole = load_recipe(recipe_path("distill-context"), (f"model.name={student}", "model.lora_rank=0"))
+    assert 0 < plan_run(whole, initial=student, source=rows, teacher=student).teacher < large

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from tiny_round import call
 
+from postgrad.config.questions import QuestionsConfig
 from postgrad.errors import ConfigError, DataError
 from postgrad.methods import rl
+from postgrad.rounds.context import SPLITS
 from postgrad.rounds.manifest import find_round, list_rounds
-from postgrad.rounds.reinforce import _read_questions
+from postgrad.rounds.questions import read_questions
 from postgrad.run import RunDirectory, sha256_file
 
 RECIPE = """
@@ -197,12 +199,23 @@ def test_parts_share_no_question_even_in_other_letters(tmp_path):
     texts = [f"What is {i}?" for i in range(60)]
     rows = [{"prompt": p, "target": "1"} for t in texts for p in (t, t.upper(), f"  {t} ")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = _read_questions(tmp_path / "rows.jsonl", "", 0.3)
+    cfg = QuestionsConfig(source="rows.jsonl", heldout_share=0.3)
+    (task,) = read_questions(cfg, tmp_path / "rows.jsonl", seed=0)
     seen = [{e.prompt.messages[-1].content.casefold().strip() for e in part} for part in (task.train, task.heldout)]
     assert len(task.train) + len(task.heldout) == 180
     assert not seen[0] & seen[1]
     with pytest.raises(DataError, match="'heldout' part"):
-        _read_questions(tmp_path / "rows.jsonl", "", 1e-9)
+        read_questions(cfg.model_copy(update={"heldout_share": 1e-9}), tmp_path / "rows.jsonl", seed=0)
+
+
+def test_a_row_that_names_its_split_keeps_it(tmp_path):
+    rows = [{"id": f"{split}-{i}", "prompt": f"{split} {i}?", "split": split} for i in range(9) for split in SPLITS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = QuestionsConfig(source="rows.jsonl", heldout_share=0.9)
+    (task,) = read_questions(cfg, tmp_path / "rows.jsonl", seed=0)
+    assert {e.metadata["split"] for e in task.heldout} == {"heldout"}
+    assert {e.metadata["split"] for e in task.train} == {"sft", "rm", "rl"}
+    assert (len(task.heldout), len(task.train)) == (9, 27)
 
 
 @pytest.mark.parametrize(

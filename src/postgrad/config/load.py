@@ -9,16 +9,30 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from postgrad.config.distill import DistillRecipe
+from postgrad.config.iterate import IterateRecipe
 from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.queue import QueueConfig
 from postgrad.config.reward import RewardRecipe
 from postgrad.config.round import Recipe
+from postgrad.config.sft import SftRecipe
 from postgrad.config.steps import StepRewardRecipe
 from postgrad.errors import ConfigError
 
-AnyRecipe = Recipe | PretrainRecipe | RlRecipe | RewardRecipe | StepRewardRecipe | PreferenceRecipe
+AnyRecipe = (
+    Recipe
+    | PretrainRecipe
+    | RlRecipe
+    | RewardRecipe
+    | StepRewardRecipe
+    | PreferenceRecipe
+    | SftRecipe
+    | IterateRecipe
+    | DistillRecipe
+)
+
 RECIPES: Mapping[str, type[AnyRecipe]] = {
     "round": Recipe,
     "pretrain": PretrainRecipe,
@@ -26,6 +40,9 @@ RECIPES: Mapping[str, type[AnyRecipe]] = {
     "reward": RewardRecipe,
     "steps": StepRewardRecipe,
     "preference": PreferenceRecipe,
+    "sft": SftRecipe,
+    "iterate": IterateRecipe,
+    "distill": DistillRecipe,
 }
 """By the recipe's `method`."""
 
@@ -97,4 +114,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"missing key {key!r}"
     said = problem["msg"].removeprefix("Value error, ")
-    return f"{key!r} = {problem['input']!r}: {said[0].lower()}{said[1:]}"
+    said = said[0].lower() + said[1:]
+    if isinstance(problem["input"], Mapping):
+        return f"{key!r}: {said}" if key else said
+    return f"{key!r} = {problem['input']!r}: {said}"

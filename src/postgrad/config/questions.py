@@ -39,7 +39,7 @@ class QuestionsConfig(Section):
     source: str = ""
     """A JSONL or Parquet file of prompts with their `target`."""
     heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Of the rows of `source`, by a hash of their text, so that equal questions are on one side."""
+    """Of the rows of `source` without a `split`, by a hash of their text, so that equal questions are on one side."""
     system: str = ""
     """System message put before every prompt; empty leaves it to the model's template."""
 

@@ -34,10 +34,7 @@ class ModelConfig(PlacedConfig):
     """Compute each layer twice and keep none of its activations: less memory, a third more time."""
 
 
-class SftConfig(Section):
-    num_examples: Positive
-    epochs: Positive = 1
-    examples_per_step: Positive = 16
+class RateConfig(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     schedule: Schedule = "linear"
     warmup_frac: Share = 0.1
@@ -56,6 +53,15 @@ class BarConfig(Section):
     max_probe_gain: Annotated[float, Field(ge=0)] = 2.0
     """Standard deviations of the reward that padding, markdown, flattery or repetition may add, on average; refused
     where the whole interval lies above it."""
+
+
+class PassesConfig(RateConfig):
+    epochs: Positive = 1
+    examples_per_step: Positive = 16
+
+
+class SftConfig(PassesConfig):
+    num_examples: Positive
 
 
 class RewardConfig(Section):

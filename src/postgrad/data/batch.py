@@ -89,7 +89,7 @@ def collate(ids: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], *, na
 
 
 def make_batch(groups: Sequence[Group]) -> Batch:
-    """Single-turn trajectories as they were sampled: token in, token out."""
+    """Single-turn trajectories as they were sampled: token in, token out. Either all of them have a reward or none."""
     ids, masks, logprobs, rewards, group_ids, finished = [], [], [], [], [], []
     for g, group in enumerate(groups):
         for trajectory in group.trajectories:
@@ -98,13 +98,14 @@ def make_batch(groups: Sequence[Group]) -> Batch:
             ids.append((*prompt, *sampled.token_ids))
             masks.append((False,) * len(prompt) + (True,) * len(sampled.token_ids))
             logprobs.append((0.0,) * len(prompt) + sampled.logprobs)
-            assert trajectory.reward is not None, "a trajectory without reward must not be selected"
             rewards.append(trajectory.reward)
             group_ids.append(g)
             finished.append(sampled.finish_reason == "stop")
+    assert len({reward is None for reward in rewards}) == 1, "a trajectory without reward must not be selected"
     batch = collate(ids, masks)
+    if rewards[0] is not None:
+        batch = batch.with_(rewards=torch.tensor(rewards, dtype=torch.float32))
     return batch.with_(
-        rewards=torch.tensor(rewards, dtype=torch.float32),
         group_ids=torch.tensor(group_ids),
         finished=torch.tensor(finished),
         sampler_logprobs=pad(logprobs, dtype=torch.float32)[0],

@@ -7,6 +7,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
@@ -79,6 +80,14 @@ def read_examples(source: str | Path, *, needs: Needs = "prompt") -> list[Exampl
             bad[line] = str(e)
     _check(source, bad, total)
     return examples
+
+
+def with_system(example: Example, system: str) -> Example:
+    """The example behind a system message, unless it has its own or there is none to give."""
+    messages = example.prompt.messages
+    if not system or messages[0].role == "system":
+        return example
+    return replace(example, prompt=replace(example.prompt, messages=(Message("system", system), *messages)))
 
 
 def _check(source: str | Path, bad: Mapping[int, str], total: int) -> None:

@@ -283,6 +283,17 @@ class LabelQueue:
             rows = session.execute(query.where(~TaskRow.gold).group_by(TaskRow.kind, TaskRow.state)).all()
         return [Progress(*row) for row in sorted(rows)]
 
+    def waiting(self, kind: Kind, *, round_id: str, sample_ids: Collection[str]) -> int:
+        """Tasks of a round about these samples that still want answers; closed ones do not."""
+        query = select(TaskRow.sample_id).where(
+            TaskRow.kind == kind,
+            TaskRow.round_id == round_id,
+            TaskRow.done < TaskRow.overlap,
+            TaskRow.state != "closed",
+        )
+        with self.store.reading() as session:
+            return len(set(sample_ids) & set(session.scalars(query)))
+
     def per_hour(self, *, hours: int = 24) -> list[tuple[datetime, int]]:
         """Standing labels of people in each of the last hours, oldest first."""
         with self.store.reading() as session:

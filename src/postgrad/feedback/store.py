@@ -288,10 +288,14 @@ class LabelStore:
                 rows = session.scalars(select(SampleRow).where(SampleRow.id.in_(batch)).order_by(SampleRow.id))
                 yield from map(codec.sample_from_row, rows)
 
-    def edits(self) -> Iterator[Edit]:
-        """Standing ones, in the order of their submission."""
+    def edits(self, *, round_id: str | None = None, stage: str | None = None) -> Iterator[Edit]:
+        """Standing ones, in the order of their submission; of all rounds and stages where none is named."""
         query = select(LabelRow, SampleRow).join(SampleRow, SampleRow.id == LabelRow.sample_id)
         query = query.where(LabelRow.kind == "edit", LabelRow.undone_at.is_(None)).order_by(LabelRow.id)
+        if round_id is not None:
+            query = query.where(SampleRow.round_id == round_id)
+        if stage is not None:
+            query = query.where(SampleRow.stage == stage)
         with self.reading() as session:
             for row, sample in session.execute(query):
                 yield Edit(sample.id, row.rater_id, original=sample.text, text=row.value["text"])

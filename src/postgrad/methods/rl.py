@@ -25,6 +25,8 @@ from postgrad.types import Group, SamplingParams
 SAVE_EVERY = 4
 UNSCORED_STOP = 3
 """Steps in a row without a single score after which a run gives up."""
+SIGNS_OF_LIFE = {"reward/mean", "optim/grad_norm"}
+"""Metrics of a step that scored or learned something."""
 
 
 class Outcome(NamedTuple):
@@ -49,7 +51,7 @@ async def train_rl(
     progress: Progress,
     before_step: Callable[[int], Awaitable[str | None]] | None = None,
 ) -> Outcome:
-    """Optimise the policy against the graders.
+    """Optimise the policy against the graders, or, without any, against what the algorithm itself knows.
 
     The row of a step that `kl_stop` ended is the last one, with what was sampled and none of its updates taken.
 
@@ -84,7 +86,7 @@ async def train_rl(
             with _timed(metrics, "time/prepare_s"):
                 batch, credit = algorithm.prepare(make_batch(chosen), trainer, reference)
             metrics |= credit
-            if credit["policy/kl_ref"] > cfg.kl_stop:
+            if credit.get("policy/kl_ref", 0.0) > cfg.kl_stop:
                 run.write_metrics(step + 1, metrics | {"optim/updates_frac": 0.0})
                 progress(step + 1, cfg.steps)
                 return Outcome(
@@ -96,7 +98,7 @@ async def train_rl(
             await engine.load_weights(trainer.weights(), version=trainer.version)
         run.write_metrics(step + 1, metrics)
         algorithm, control = algorithm.after(metrics), control and control.after(metrics)
-        unscored = 0 if "reward/mean" in metrics else unscored + 1
+        unscored = 0 if SIGNS_OF_LIFE & metrics.keys() else unscored + 1
         if unscored >= min(UNSCORED_STOP, cfg.steps):
             raise RolloutError(
                 f"step {step + 1}: no answer was scored in {unscored} steps in a row; {_why_unscored(groups)}; "
@@ -197,9 +199,9 @@ def _check_prompts(dataset: Mixture, renderer: Renderer, limit: int) -> None:
 
 
 def _unscored_steps(run: RunDirectory) -> int:
-    """Steps in a row, up to the last one kept, without a score."""
+    """Steps in a row, up to the last one kept, without a score or an update."""
     rows = run.read_metrics()
-    scored = [i for i, row in enumerate(rows, 1) if "reward/mean" in row]
+    scored = [i for i, row in enumerate(rows, 1) if SIGNS_OF_LIFE & row.keys()]
     return len(rows) - (scored[-1] if scored else 0)
 
 

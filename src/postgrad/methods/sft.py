@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from postgrad.config.sections import SftConfig
+from postgrad.config.sections import PassesConfig, RateConfig
 from postgrad.data.batch import Batch, collate
 from postgrad.methods.schedule import rate_share
 from postgrad.ops.losses import nll_loss
@@ -22,31 +22,47 @@ SAVE_EVERY = 8
 
 
 def train_sft(
-    trainer: Trainer, rows: Sequence[Rendered], cfg: SftConfig, run: RunDirectory, progress: Progress
+    trainer: Trainer, rows: Sequence[Rendered], cfg: PassesConfig, run: RunDirectory, progress: Progress
 ) -> None:
-    """Minimise the mean negative log-likelihood of the masked tokens.
+    """Minimise the mean negative log-likelihood of the masked tokens, in passes over all rows; see `imitate`."""
+    schedule = epoch_batches(len(rows), cfg.epochs, cfg.examples_per_step, seed=run.seed(0))
+    imitate(trainer, [[rows[i] for i in index] for index in schedule], cfg, run, progress)
+
+
+def imitate(
+    trainer: Trainer,
+    batches: Sequence[Sequence[Rendered]],
+    cfg: RateConfig,
+    run: RunDirectory,
+    progress: Progress,
+    examine: Callable[[int], dict[str, float]] | None = None,
+) -> None:
+    """One update a batch towards the masked tokens.
 
     Args:
         trainer: resumed from the run's newest checkpoint, if there is one.
-        rows: token ids and loss masks of the demonstrations.
-        cfg: passes, rows a step, peak learning rate and its schedule.
+        batches: token ids and loss masks, of every step.
+        cfg: peak learning rate and its schedule.
         run: receives metrics and checkpoints.
         progress: told after every step.
+        examine: gives further metrics, after so many steps.
     """
     checkpoints = checkpoint_directory(run)
     start = load_checkpoint(trainer, checkpoints)
     run.truncate_after(start)
-    schedule = epoch_batches(len(rows), cfg.epochs, cfg.examples_per_step, seed=run.seed(0))
-    for step, index in enumerate(schedule[start:], start=start):
+    for step, rows in enumerate(batches[start:], start=start):
         began = time.perf_counter()
-        batch = collate([rows[i][0] for i in index], [rows[i][1] for i in index])
+        batch = collate([ids for ids, _ in rows], [mask for _, mask in rows])
         metrics = trainer.forward_backward(batch, _loss)
-        share = rate_share(cfg.schedule, step, len(schedule), warmup_frac=cfg.warmup_frac)
-        metrics |= trainer.optim_step(cfg.learning_rate * share) | {"optim/learning_rate": cfg.learning_rate * share}
-        run.write_metrics(step + 1, metrics | {"time/step_s": time.perf_counter() - began})
+        rate = cfg.learning_rate * rate_share(cfg.schedule, step, len(batches), warmup_frac=cfg.warmup_frac)
+        metrics |= trainer.optim_step(rate) | {"optim/learning_rate": rate}
+        metrics["time/step_s"] = time.perf_counter() - began
+        if examine is not None:
+            metrics |= examine(step + 1)
+        run.write_metrics(step + 1, metrics)
         if (step + 1) % SAVE_EVERY == 0:
             save_checkpoint(trainer, checkpoints, step + 1)
-        progress(step + 1, len(schedule))
+        progress(step + 1, len(batches))
 
 
 def epoch_batches(num_rows: int, epochs: int, rows_per_step: int, *, seed: int) -> list[list[int]]:

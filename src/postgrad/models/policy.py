@@ -196,18 +196,23 @@ class PolicyModel(nn.Module):
         kinds = getattr(self.lm.config.get_text_config(), "layer_types", None)  # type: ignore[operator, union-attr]
         return {"full_attention": seen, "sliding_attention": near} if kinds else near
 
+    def states_before(self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """The states that predict the tokens of the mask, row by row, [N, D]: of token t, the hidden state at t - 1.
+
+        Sequences that share all tokens before their first masked one share the computation of them.
+        """
+        states_ND, place_BT = self.states(input_ids_BT, lengths_B, mask_BT.int().argmax(1))
+        return states_ND[place_BT.roll(1, dims=1)[mask_BT].to(self.device)]
+
     def token_outputs(
         self, input_ids_BT: torch.Tensor, lengths_B: torch.Tensor, mask_BT: torch.Tensor, *, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Logprobs, entropy and, with a value head, values at the tokens of the mask, zero elsewhere; each [B, T].
 
-        The state that predicts token t is the hidden state at t - 1; the vocabulary is only ever multiplied
-        with states that predict a token of the mask. Sequences that share all tokens before their first masked
-        one share the computation of them.
+        The vocabulary is only ever multiplied with states that predict a token of the mask.
         """
-        states_ND, place_BT = self.states(input_ids_BT, lengths_B, mask_BT.int().argmax(1))
+        before_ND = self.states_before(input_ids_BT, lengths_B, mask_BT)
         device = self.device
-        before_ND = states_ND[place_BT.roll(1, dims=1)[mask_BT].to(device)]
         targets_N = input_ids_BT[mask_BT].to(device)
         logprobs, entropy = token_logprobs(before_ND, self.unembedding, targets_N, temperature=temperature)
         values = self._read("value", before_ND).squeeze(-1) if "value" in self.heads else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from postgrad.config.round import Recipe
-from postgrad.data.readers import read_examples
+from postgrad.data.readers import read_examples, with_system
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import ConfigError, DataError, EngineError
 from postgrad.feedback.raters import SimulatedRater, make_pool
@@ -24,7 +24,7 @@ from postgrad.rollout import request_seed, rollout_groups
 from postgrad.rounds.manifest import Manifest
 from postgrad.run import RunDirectory, atomic_write
 from postgrad.text.template import Renderer, check_fits
-from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams
+from postgrad.types import Completion, Conversation, Example, Group, Message, SamplingParams, Trajectory, Turn
 
 SPLITS = ("sft", "rm", "rl", "heldout", "heldout_unseen")
 AT_ONCE = 128
@@ -93,10 +93,7 @@ def read_splits(source: Path, system: str) -> dict[str, list[Example]]:
         if split not in splits:
             bad.append(f"{example.id!r} ({split!r})")
             continue
-        if system and example.prompt.messages[0].role != "system":
-            messages = (Message("system", system), *example.prompt.messages)
-            example = replace(example, prompt=replace(example.prompt, messages=messages))
-        splits[split].append(example)
+        splits[split].append(with_system(example, system))
     if bad:
         raise DataError(
             f"{source}: {len(bad)} rows name no known split ({', '.join(SPLITS)}): {', '.join(bad[:10])}; "
@@ -170,6 +167,11 @@ def _check_row(ctx: Context, split: str, example: Example, context: int) -> None
     if example.prompt.messages[-1].role == "assistant":
         raise DataError(f"the prompt of split {split!r} ends with an assistant turn; remove that turn")
     check_fits(ctx.renderer.render_prompt(example.prompt, name=name), context - ctx.recipe.rl.max_tokens, name)
+    check_constraints(example)
+
+
+def check_constraints(example: Example) -> None:
+    """Raise unless the simulated raters could say whether an answer obeys."""
     constraints = example.metadata.get("constraints", [])
     if not isinstance(constraints, list) or not all(isinstance(c, dict) for c in constraints):
         raise DataError("'constraints' must be a list of objects")
@@ -178,7 +180,7 @@ def _check_row(ctx: Context, split: str, example: Example, context: int) -> None
 
 
 async def sample_all(
-    ctx: Context,
+    renderer: Renderer,
     engine: LocalEngine,
     examples: Sequence[Example],
     params: SamplingParams,
@@ -196,7 +198,7 @@ async def sample_all(
     num = max(1, AT_ONCE // group_size)
     for start in range(0, len(examples), num):
         portion = examples[start : start + num]
-        groups += await rollout_groups(portion, engine, ctx.renderer, params, group_size=group_size, seed=seed)
+        groups += await rollout_groups(portion, engine, renderer, params, group_size=group_size, seed=seed)
         failed = next((t.error for g in groups for t in g.trajectories if t.status == "errored"), None)
         if failed is not None:
             raise EngineError(failed)
@@ -204,19 +206,41 @@ async def sample_all(
     return groups
 
 
+def read_groups(run: RunDirectory, step: int, examples: Sequence[Example]) -> list[Group]:
+    """The single-turn answers to `examples` that `save_groups` wrote, without their scores."""
+    groups = [Group(example, ()) for example in examples]
+    for row in run.read_trajectories(step):
+        (turn,) = row["turns"]
+        completion = Completion(
+            tuple(turn["token_ids"]),
+            tuple(turn["logprobs"]),
+            turn["finish_reason"],
+            turn["policy_version"],
+            turn["text"],
+        )
+        group = groups[row["group"]]
+        assert group.example.id == row["example_id"], "the same prompts in the same order"
+        trajectory = Trajectory(row["id"], (Turn(tuple(turn["prompt_ids"]), completion),), row["status"])
+        groups[row["group"]] = replace(group, trajectories=(*group.trajectories, trajectory))
+    return groups
+
+
 def rater_pool(ctx: Context, num: int, purpose: str) -> list[SimulatedRater]:
     """The simulated raters of a purpose, stored; settings that change a rater change its name too."""
     cfg = ctx.recipe.labels
-    salt = f"{purpose} {num} {cfg.rater_temperature} {cfg.careless_frac}"
-    pool = make_pool(
-        num,
-        seed=request_seed(ctx.recipe.seed, salt, 0),
-        temperature=cfg.rater_temperature,
-        careless_frac=cfg.careless_frac,
-        prefix=purpose,
+    pool = draw_pool(
+        num, purpose, seed=ctx.recipe.seed, temperature=cfg.rater_temperature, careless_frac=cfg.careless_frac
     )
     ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
     return pool
+
+
+def draw_pool(num: int, purpose: str, *, seed: int, temperature: float, careless_frac: float) -> list[SimulatedRater]:
+    """The same settings give the same raters in every method."""
+    salt = f"{purpose} {num} {temperature} {careless_frac}"
+    return make_pool(
+        num, seed=request_seed(seed, salt, 0), temperature=temperature, careless_frac=careless_frac, prefix=purpose
+    )
 
 
 def measure(example: Example, text: str, finish_reason: str) -> dict[str, float | None]:

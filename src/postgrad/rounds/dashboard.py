@@ -25,14 +25,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from postgrad.metrics import BETTER, METRIC_KEYS, TITLES
 from postgrad.rounds.numbers import format_number, format_percent
-from postgrad.run import METRIC_KEYS, RunDirectory
-from postgrad.watch import BETTER, OWN_RULE, TITLES, Row, RunWarning, RunWatch, healthy, is_share, show
+from postgrad.run import RunDirectory
+from postgrad.watch import OWN_RULE, Row, RunWarning, RunWatch, healthy, is_share, show
 
 KEYS = (
-    "loss/nll", "loss/bradley_terry", "loss/steps", "loss/preference", "preference/accuracy", "preference/margin",
-    "preference/chosen_logprob", "preference/kl", "preference/kl_data",
-    "reward/accuracy", "reward/mean", "policy/kl_ref", "policy/entropy",
+    "loss/nll", "validation/nll", "teacher/kl", "loss/reverse_kl", "loss/bradley_terry", "loss/steps",
+    "loss/preference", "preference/accuracy", "preference/margin", "preference/chosen_logprob", "preference/kl",
+    "preference/kl_data", "reward/accuracy", "reward/mean", "policy/kl_ref", "policy/entropy",
     "rollout/completion_tokens", "rollout/truncated_frac", "policy/clip_frac", "value/explained_variance",
     "group/no_signal_frac", "optim/grad_norm", "sampler/logprob_diff_max", "validation/bits_per_byte",
     "time/tokens_per_s",

@@ -103,7 +103,7 @@ class PolicyExam:
         """Answers, what both scores say of them, and how far in nats they lie from the reference."""
         rl = self.ctx.recipe.rl
         groups = await sample_all(
-            self.ctx,
+            self.ctx.renderer,
             self.engine,
             self.examples,
             SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature),

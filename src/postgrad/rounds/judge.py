@@ -143,7 +143,7 @@ def _answers(ctx: Context, player: str, path: Path, examples: list[Example]) -> 
     rl = ctx.recipe.rl
     groups = asyncio.run(
         sample_all(
-            ctx,
+            ctx.renderer,
             ctx.engine(load_policy(path, placement=ctx.placement), version=_version(ctx, player)),
             examples,
             SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature),

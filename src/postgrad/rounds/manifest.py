@@ -35,13 +35,23 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "reward": ("pairs", "reward", "certificate"),
     "steps": ("steps", "process", "outcome"),
     "preference": ("pairs", "reference", "preference", "evaluate"),
+    "sft": ("data", "sft"),
+    "distill": ("questions", "distill", "arena"),
 }
-"""A recipe's method -> its stages, in order."""
+"""A recipe's method -> its stages, in order; those of "iterate" depend on its rounds."""
 
 SCRATCH = "checkpoints"
 """A stage's folder of this name holds what only a resumption needs; it is no output."""
 
 State = Literal["running", "done", "failed"]
+
+
+def plan_stages(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of all stages of a resolved recipe, in order."""
+    if recipe["method"] != "iterate":
+        return METHODS[recipe["method"]]
+    rounds = range(1, recipe["iterate"]["rounds"] + 1)
+    return ("questions", *(f"{name}-{k}" for k in rounds for name in ("sample", "teach", "sft")), "arena")
 
 
 class _Record(BaseModel):
@@ -82,6 +92,8 @@ class RoundRecord(_Record):
     status: State
     versions: dict[str, str]
     model: dict[str, str]
+    plan: tuple[str, ...] = ()
+    """Names of all stages, in order, where the method alone does not say them."""
     stages: list[StageRecord] = Field(default_factory=list)
 
 
@@ -123,8 +135,14 @@ class Manifest:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of all stages of the round's method, in order, reached or not."""
-        return METHODS[self.record.method]
+        """Names of all stages, in order, reached or not."""
+        return self.record.plan or METHODS[self.record.method]
+
+    @property
+    def policy(self) -> Path | None:
+        """Directory of the last policy that was made."""
+        made = [self.stage_directory(stage.name) / "policy" for stage in self.record.stages if stage.status == "done"]
+        return next((path for path in reversed(made) if path.is_dir()), None)
 
     def stage_directory(self, name: str) -> Path:
         assert name in self.stages, f"{name!r} is not one of {self.stages}"
@@ -351,6 +369,7 @@ def find_or_create_round(
         status="running",
         versions=dict(versions),
         model=dict(model),
+        plan=() if recipe["method"] in METHODS else plan_stages(recipe),
     )
     manifest = Manifest(workspace / "rounds" / record.id, record)
     atomic_write(manifest.directory / "recipe.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")

@@ -19,12 +19,16 @@ from typing import Any
 
 from rich.table import Table
 
+from postgrad.config.distill import DistillRecipe
+from postgrad.config.iterate import IterateRecipe
 from postgrad.config.load import AnyRecipe
 from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.questions import RlRecipe
 from postgrad.config.reward import RewardRecipe
+from postgrad.config.rl import RlConfig
 from postgrad.config.round import Recipe
+from postgrad.config.sft import SftRecipe
 from postgrad.config.steps import StepRewardRecipe
 from postgrad.data.readers import read_examples
 from postgrad.data.tasks import make_tasks
@@ -36,6 +40,7 @@ from postgrad.models.attainable import resident_bytes
 from postgrad.models.footprint import FLOAT_BYTES, KERNELS, Estimate, Sizes, blank_policy, count_sizes, learning
 from postgrad.models.fresh import fresh_config
 from postgrad.models.load import read_config
+from postgrad.ops.logprobs import CHUNK
 from postgrad.rounds.context import demonstration, read_splits
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
@@ -68,6 +73,8 @@ class Plan:
     """Tokens of the longest demonstration."""
     group: int = 0
     """Tokens of the longest prompt with all the answers that were compared."""
+    teacher: int = 0
+    """Bytes of a teacher's weights, where it is another model than the student with its adapter off."""
 
     def estimates(self) -> list[Estimate]:
         if isinstance(self.recipe, PretrainRecipe):
@@ -76,8 +83,20 @@ class Plan:
             return [self._reward(self.recipe)]
         if isinstance(self.recipe, PreferenceRecipe):
             return [self._preference(self.recipe)]
-        rl = self._rl(self.recipe)
-        return [self._sft(self.recipe), self._reward(self.recipe), rl] if isinstance(self.recipe, Recipe) else [rl]
+        if isinstance(self.recipe, Recipe):
+            return [
+                self._sft(self.recipe, self.recipe.sft.examples_per_step),
+                self._reward(self.recipe),
+                self._rl(self.recipe, self.recipe.rl),
+            ]
+        if isinstance(self.recipe, RlRecipe):
+            return [self._rl(self.recipe, self.recipe.rl)]
+        if isinstance(self.recipe, DistillRecipe):
+            return [self._distill(self.recipe)]
+        sft = self._sft(self.recipe, self.recipe.sft.examples_per_step)
+        if isinstance(self.recipe, IterateRecipe):
+            sft = replace(sft, sampling=self._sampling(self.recipe.iterate.max_tokens, MAX_BATCH))
+        return [sft]
 
     def _pretrain(self, recipe: PretrainRecipe) -> list[Estimate]:
         sizes = self.sizes()
@@ -101,8 +120,9 @@ class Plan:
         trained = learning("preference", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
         return replace(trained, activations=max(trained.activations, read * sizes.layer))
 
-    def _sft(self, recipe: Recipe) -> Estimate:
-        tokens = min(max(recipe.batch_tokens, self.demonstration), recipe.sft.examples_per_step * self.demonstration)
+    def _sft(self, recipe: Recipe | SftRecipe | IterateRecipe | DistillRecipe, rows: int) -> Estimate:
+        """Of so many rows a step."""
+        tokens = min(max(recipe.batch_tokens, self.demonstration), rows * self.demonstration)
         sizes = self.sizes(lora_rank=recipe.model.lora_rank)
         return learning("sft", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
 
@@ -121,28 +141,51 @@ class Plan:
             return sum(bool(grader.reward_model) for grader in self.recipe.graders)
         return 1
 
-    def _rl(self, recipe: Recipe | RlRecipe) -> Estimate:
-        cfg, rank = recipe.rl, recipe.model.lora_rank
+    def _distill(self, recipe: DistillRecipe) -> Estimate:
+        """By sequences, an upper bound: the teacher has answered before there are gradients."""
+        cfg = recipe.distill
+        if cfg.kind == "sequence":
+            learned = self._sft(recipe, cfg.prompts_per_step * cfg.group_size)
+            return replace(learned, stage="distill", sampling=self.teacher + self._sampling(cfg.max_tokens, MAX_BATCH))
+        scored = replace(self._rl(recipe, cfg.loop()), stage="distill", reference=self.teacher)
+        if cfg.estimate == "sampled":
+            return scored
+        return replace(scored, vocabulary=scored.vocabulary + CHUNK * self.sizes().words * DISTRIBUTION_BYTES)
+
+    def _sampling(self, max_tokens: int, rows: int) -> int:
+        """So many answers at a time."""
+        sizes, row = self.sizes(), self.prompt + max_tokens
+        cached = max(row, min(row * rows, CACHE_TOKENS))
+        return sizes.weights + cached * sizes.keys_values + 2 * rows * sizes.words * FLOAT_BYTES
+
+    def _rl(self, recipe: Recipe | RlRecipe | DistillRecipe, cfg: RlConfig) -> Estimate:
+        rank = recipe.model.lora_rank
         sizes = self.sizes(heads=("value",) if cfg.algorithm == "ppo" else (), lora_rank=rank)
         group = self.prompt + cfg.group_size * cfg.max_tokens
         update = math.ceil(cfg.prompts_per_step / cfg.minibatches) * group
         tokens = min(max(recipe.batch_tokens, group), update)
         trained = learning("rl", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
         read = min(max(FORWARD_ONLY * recipe.batch_tokens, group), cfg.prompts_per_step * group)
-        row = self.prompt + cfg.max_tokens
         # An "rl" recipe answers its held-out questions between steps, as many at a time as there is room for.
         rows = MAX_BATCH if isinstance(recipe, RlRecipe) else min(MAX_BATCH, cfg.prompts_per_step * cfg.group_size)
-        cached = max(row, min(row * rows, CACHE_TOKENS))
         return replace(
             trained,
             reference=0 if rank else self.sizes().weights,
             reward_model=self._num_reward_models() * self.sizes(heads=("reward",)).weights,
             activations=max(trained.activations, read * sizes.layer),
-            sampling=sizes.weights + cached * sizes.keys_values + 2 * rows * sizes.words * FLOAT_BYTES,
+            sampling=self._sampling(cfg.max_tokens, rows),
         )
 
 
-def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None, longest_group: int = 0) -> Plan:
+def plan_run(
+    recipe: AnyRecipe,
+    *,
+    initial: Path | None,
+    source: Path | None,
+    sets: Sequence[Path] = (),
+    teacher: Path | None = None,
+    longest_group: int = 0,
+) -> Plan:
     """Measure what the estimates depend on: the process, the model's configuration, the longest texts.
 
     Args:
@@ -150,6 +193,8 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None, lo
         initial: model directory of the initial policy; None where the recipe makes its own.
         source: file of the prompts or questions; None where the recipe names tasks.
         longest_group: tokens of the longest prompt with all its answers, of a recipe for preferences.
+        sets: files of the demonstrations that an "sft" recipe mixes.
+        teacher: model directory of a "distill" recipe's teacher.
 
     Raises:
         PostgradError: the model's configuration, the recipe's or the source cannot be read.
@@ -165,7 +210,11 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None, lo
         return Plan(recipe, sizes, resident_bytes(), group=longest_group)
     renderer = Renderer(load_tokenizer(initial))
     demonstrations: Sequence[Example] = ()
-    if isinstance(recipe, Recipe):
+    asked: Sequence[Example]
+    if isinstance(recipe, SftRecipe):
+        demonstrations = [demonstration(e) for path in sets for e in read_examples(path)]
+        asked = ()
+    elif isinstance(recipe, Recipe):
         assert source is not None, "a round has a file of prompts"
         splits = read_splits(source, recipe.data.system)
         demonstrations = [demonstration(e) for e in splits.pop("sft")[: recipe.sft.num_examples]]
@@ -176,8 +225,15 @@ def plan_run(recipe: AnyRecipe, *, initial: Path | None, source: Path | None, lo
     else:
         asked = list(read_examples(source))
     longest_prompt = _longest(asked, lambda e: renderer.render_prompt(e.prompt))
-    longest_row = _longest(demonstrations, lambda e: renderer.render_example(e)[0])
-    return Plan(recipe, sizes, resident_bytes(), longest_prompt, longest_row)
+    if isinstance(recipe, IterateRecipe):
+        longest_row = longest_prompt + recipe.iterate.max_tokens
+    elif isinstance(recipe, DistillRecipe):
+        longest_row = longest_prompt + recipe.distill.max_tokens
+    else:
+        longest_row = _longest(demonstrations, lambda e: renderer.render_example(e)[0])
+    apart = teacher is not None and (teacher != initial or recipe.model.lora_rank == 0)
+    weights = _sizes(read_config(teacher))().weights if teacher is not None and apart else 0
+    return Plan(recipe, sizes, resident_bytes(), longest_prompt, longest_row, weights)
 
 
 def _sizes(config: Any) -> Callable[..., Sizes]:

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 
 from postgrad.config.questions import GraderConfig, JudgeConfig, RlRecipe
-from postgrad.data.mixture import Mixture, split_of
-from postgrad.data.readers import read_examples
-from postgrad.data.tasks import Task, make_tasks
+from postgrad.data.mixture import Mixture
+from postgrad.data.tasks import Task
 from postgrad.engine.local import LocalEngine
-from postgrad.errors import DataError
 from postgrad.evals.accuracy import accuracy, answer_rows, change, constant_answer
 from postgrad.feedback.endpoint_judge import EndpointJudge
 from postgrad.feedback.judge_prompt import RUBRIC, read_rubric
@@ -39,12 +37,13 @@ from postgrad.rollout import grade_groups, request_seed
 from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
+from postgrad.rounds.questions import read_questions, write_questions
 from postgrad.run import RunDirectory, sha256_file, sha256_tree
-from postgrad.text.template import Renderer, check_fits
+from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
-from postgrad.types import Example, GenerationRequest, Group, Message, SamplingParams, Trajectory, Turn
+from postgrad.types import Example, GenerationRequest, Group, SamplingParams, Trajectory, Turn
 
 NUM_SAMPLES = 8
 GREEDY, SAMPLED = MODES = ("greedy", "sampled")
@@ -70,10 +69,7 @@ class _Run:
         return [g for g, cfg in zip(self.measures, self.recipe.graders, strict=True) if cfg.weight != 0]
 
     def questions(self) -> list[Task]:
-        data = self.recipe.data
-        if self.source is None:
-            return make_tasks(data.tasks, system=data.system, seed=self.recipe.seed)
-        return [_read_questions(self.source, data.system, data.heldout_share)]
+        return read_questions(self.recipe.data, self.source, seed=self.recipe.seed)
 
     def policy(self, **options: Any) -> PolicyModel:
         cfg = self.recipe.model
@@ -162,37 +158,11 @@ def _judge(cfg: JudgeConfig, folder: Path, placement: Placement) -> EndpointJudg
     )
 
 
-def _read_questions(source: Path, system: str, heldout_share: float) -> Task:
-    parts: dict[str, list[Example]] = {"train": [], "heldout": []}
-    shares = {"train": 1 - heldout_share, "heldout": heldout_share}
-    for example in read_examples(source):
-        text = "\n".join(m.content for m in example.prompt.messages)
-        if system and example.prompt.messages[0].role != "system":
-            messages = (Message("system", system), *example.prompt.messages)
-            example = replace(example, prompt=replace(example.prompt, messages=messages))
-        parts[split_of(text, shares, "heldout")].append(example)
-    for part, rows in parts.items():
-        if not rows:
-            raise DataError(f"{source}: no row fell into the {part!r} part; add rows or change 'data.heldout_share'")
-    return Task(tuple(parts["train"]), tuple(parts["heldout"]))
-
-
 def _questions_stage(run: _Run, stage: Stage) -> None:
-    """Which questions are learned from and which are only asked; held-out ones must all fit, since all are counted."""
+    """Which questions are learned from and which are only asked."""
     tasks = run.questions()
     limit = context_length(run.initial) - run.recipe.rl.max_tokens
-    for task in tasks:
-        for example in (*task.heldout, *task.train):
-            check_fits(run.renderer.render_prompt(example.prompt, name=example.id), limit, f"question {example.id!r}")
-    write_lines(
-        stage.directory / "questions.jsonl",
-        (
-            {"id": e.id, "part": part, "question": e.prompt.messages[-1].content, "target": e.target}
-            for task in tasks
-            for part, rows in (("train", task.train), ("heldout", task.heldout))
-            for e in rows
-        ),
-    )
+    write_questions(tasks, stage.directory / "questions.jsonl", run.renderer, limit)
     train = [e.target for task in tasks for e in task.train]
     heldout = [e.target for task in tasks for e in task.heldout]
     constant = constant_answer(heldout, train)

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from postgrad.errors import DataError
 from postgrad.evals.overoptimisation import CURVE
+from postgrad.metrics import METRIC_KEYS, TITLES
 from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.numbers import (
     format_bytes,
@@ -30,14 +31,13 @@ from postgrad.rounds.numbers import (
 )
 from postgrad.rounds.report_certificate import certificate_view
 from postgrad.rounds.report_charts import distance_chart, line_chart, reliability_chart
-from postgrad.run import CERTIFICATE, METRIC_KEYS, RunDirectory, atomic_write, read_metrics
-from postgrad.watch import TITLES, healthy, is_share
+from postgrad.run import CERTIFICATE, RunDirectory, atomic_write, read_metrics
+from postgrad.watch import healthy, is_share
 
 NUM_SAMPLES = 20
 
 _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "pretrain": (4, ("validation/bits_per_byte", "loss/nll", "optim/grad_norm", "time/tokens_per_s")),
-    "sft": (2, ("loss/nll", "optim/grad_norm")),
     "preference": (
         8,
         (
@@ -46,6 +46,9 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
             "optim/grad_norm",
         ),
     ),
+    "sft": (3, ("validation/nll", "loss/nll", "optim/grad_norm")),
+    "distill": (4, ("teacher/kl", "loss/reverse_kl", "loss/nll", "rollout/completion_tokens", "policy/entropy")),
+    "arena": (4, ("heldout/utility", "heldout/win_rate", "heldout/accuracy", "policy/kl_ref")),
     "reward": (1, ("loss/bradley_terry", "reward/accuracy", "optim/grad_norm")),
     "process": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
     "outcome": (3, ("loss/steps", "reward/accuracy", "optim/grad_norm")),
@@ -57,7 +60,7 @@ _CHARTS: Mapping[str, tuple[int, tuple[str, ...]]] = {
         ),
     ),
 }  # fmt: skip
-"""Stage -> how many charts, and which, by preference; those without data are passed over."""
+"""Stage, without its number -> how many charts, and which, by preference; those without data are passed over."""
 
 
 CERTIFIED: Mapping[str, str] = {
@@ -135,7 +138,7 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
     return _common_view(manifest) | {
         "headline": headline,
         "findings": [(stage.name, format_findings(stage.summary)) for stage in done],
-        "charts": [chart for name in manifest.stages if name in _CHARTS for chart in _charts(manifest, name)],
+        "charts": [chart for name in manifest.stages for chart in _charts(manifest, name)],
         "reliability": reliability,
         "certificates": [
             (name, view)
@@ -220,7 +223,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
     rows = read_metrics(manifest.stage_directory(stage) / "metrics.jsonl")
-    most, keys = _CHARTS[stage]
+    most, keys = _CHARTS.get(stage.partition("-")[0], (0, ()))
     charts: list[dict[str, Any]] = []
     for key in keys:
         points = [(row["step"], row[key]) for row in rows if key in row]
@@ -229,8 +232,8 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
         steps, values = zip(*points, strict=True)
         metric = METRIC_KEYS[key]
         share = is_share(key)
-        title = TITLES[key]
-        label = f"{title} over {len(steps)} steps ({stage})"
+        title = f"{TITLES[key]} ({stage})" if "-" in stage else TITLES[key]
+        label = f"{TITLES[key]} over {len(steps)} steps ({stage})"
         charts.append(
             {
                 "title": title,

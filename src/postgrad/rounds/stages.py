@@ -101,7 +101,7 @@ def samples_stage(ctx: Context, stage: Stage) -> None:
     checkpoint = weights_sha256(ctx.policy_directory("sft"))
     groups = asyncio.run(
         sample_all(
-            ctx,
+            ctx.renderer,
             engine,
             examples,
             params,

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
@@ -22,6 +22,8 @@ from postgrad.types import Conversation, Example, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Turns = Literal["all", "last", "named"]
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token | default('') }}"
@@ -121,12 +123,29 @@ class Renderer:
             mask += [t < num_trained for t in range(len(tokens))]
         return tuple(ids), tuple(mask)
 
-    def render_example(self, example: Example) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-        """As `render`, trained on the completion's assistant turns, or on the prompt's where there is no completion."""
+    def render_example(self, example: Example, *, turns: Turns = "all") -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """As `render`, trained on the completion's assistant turns, or on the prompt's where there is no completion.
+
+        Args:
+            example: a demonstration.
+            turns: of those "all", the "last" one, or the "named": numbers, from 1, under `train` in its metadata.
+
+        Raises:
+            DataError: as `render`, and where "named" turns are not named.
+        """
         whole = Conversation((*example.prompt.messages, *example.completion), example.prompt.tools)
         first = len(example.prompt.messages) if example.completion else 0
-        train = [turn for turn in _assistant_turns(whole.messages) if turn >= first]
-        return self.render(whole, train=train, name=f"row {example.id!r}")
+        own = [turn for turn in _assistant_turns(whole.messages) if turn >= first]
+        name = f"row {example.id!r}"
+        if turns == "last":
+            own = own[-1:]
+        elif turns == "named":
+            numbers = example.metadata.get("train")
+            known = range(1, len(own) + 1)
+            if not isinstance(numbers, list) or not numbers or not all(type(n) is int and n in known for n in numbers):
+                raise DataError(f"{name}: 'train' must list some of its assistant turns, 1 to {len(own)}")
+            own = [own[number - 1] for number in sorted(set(numbers))]
+        return self.render(whole, train=own, name=name)
 
     def render_prompt(self, conversation: Conversation, *, name: str = "this conversation") -> tuple[int, ...]:
         """Token ids up to where the assistant starts to write.
@@ -164,12 +183,20 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the ids: template, tokenizer, special tokens, stop ids."""
-        model = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        return _digest([self.template, self._backend, special, self.stop_ids])
+
+    @cached_property
+    def answers_fingerprint(self) -> str:
+        """SHA-256 of what decides the ids of an answer, whatever stands before it: tokenizer and end of turn."""
+        return _digest([self._backend, self.end_id])
+
+    @cached_property
+    def _backend(self) -> dict[str, Any]:
+        model: dict[str, Any] = json.loads(self.tokenizer.backend_tokenizer.to_str())
         for transient in ("truncation", "padding"):
             model.pop(transient, None)
-        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
-        parts = [self.template, model, special, self.stop_ids]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return model
 
     def _discover(self, special: dict[str, int]) -> tuple[str, str, int]:
         """What the template writes around an answer: text after the generation prompt, text and id of the end."""
@@ -253,6 +280,10 @@ class Renderer:
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def check_fits(ids: Sequence[int], limit: int, name: str) -> None:
