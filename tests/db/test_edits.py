@@ -2,8 +2,10 @@
 
 from workbench import ROUND, answer, claim, fill, finish, plain
 
+from postgrad.feedback.people import People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.store import LabelStore
+from postgrad.feedback.task_list import change_tasks
 from postgrad.feedback.tasks import NewTask
 
 
@@ -25,7 +27,7 @@ def test_answers_wait_until_they_are_edited_or_their_tasks_closed(url: str) -> N
         assert waiting() == 3
         queue.undo("ada")
         assert waiting() == 4
-        queue.set_state([first.task_id], "closed", actor="lead")
+        change_tasks(store, [first.task_id], by=People(store).local(), state="closed")
         assert waiting() == 3
         assert queue.waiting("edit", round_id="another", sample_ids=samples) == 0
 

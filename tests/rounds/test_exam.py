@@ -5,7 +5,7 @@ import pytest
 from tiny_round import call, files_below, fork, write_recipe
 
 from postgrad.evals.overoptimisation import CURVE
-from postgrad.rounds.context import weights_sha256
+from postgrad.graders.certificate import weights_sha256
 from postgrad.rounds.manifest import Manifest, find_round
 from postgrad.run import sha256_file
 

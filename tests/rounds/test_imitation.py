@@ -10,8 +10,10 @@ from tiny_round import call, make_rows
 
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.editors import SimulatedEditor
+from postgrad.feedback.people import People
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.store import LabelStore
+from postgrad.feedback.task_list import change_tasks
 from postgrad.methods import rl, sft
 from postgrad.models.load import load_policy
 from postgrad.rounds.manifest import find_round, list_rounds
@@ -247,7 +249,7 @@ def test_people_are_asked_and_the_run_goes_on_when_their_edits_are_there(capsys,
             for i in range(12):
                 task = queue.claim("ann")
                 if k == 1 and i == 0:
-                    queue.set_state([task.task_id], "closed", actor="ann")
+                    change_tasks(store, [task.task_id], by=People(store).local(), state="closed")
                     queue.skip(task.id, "ann", "no sense")
                     continue
                 assert task.kind == "edit"

@@ -233,7 +233,7 @@ def plan_run(
         longest_row = _longest(demonstrations, lambda e: renderer.render_example(e)[0])
     apart = teacher is not None and (teacher != initial or recipe.model.lora_rank == 0)
     weights = _sizes(read_config(teacher))().weights if teacher is not None and apart else 0
-    return Plan(recipe, sizes, resident_bytes(), longest_prompt, longest_row, weights)
+    return Plan(recipe, sizes, resident_bytes(), prompt=longest_prompt, demonstration=longest_row, teacher=weights)
 
 
 def _sizes(config: Any) -> Callable[..., Sizes]:

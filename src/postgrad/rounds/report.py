@@ -145,7 +145,7 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
             for name, where in CERTIFIED.items()
             if name in manifest.stages and (view := _certificate(manifest, where))
         ],
-        "pairs": next((stage.summary for stage in done if stage.name == "pairs"), None),
+        "pairs": next((stage.summary for stage in done if "odd" in stage.summary), None),
         "samples": [
             {**row, "prompt": _printable(row["prompt"]), "text": _printable(row["text"])}
             for path in samples
