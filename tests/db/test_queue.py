@@ -3,9 +3,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 from workbench import (
     A_BETTER,
     B_BETTER,
@@ -22,6 +24,7 @@ from workbench import (
     shown,
 )
 
+from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import AccountRow, AssignmentRow, EventRow, LabelRow, TaskRow
 from postgrad.errors import DataError, StaleError, StoreError
 from postgrad.feedback import audit
@@ -470,3 +473,21 @@ def test_people_who_label_at_the_same_moment_lose_nothing_and_overfill_nothing(u
         assert_places_add_up(store)
         with store.reading() as session:
             assert audit.first_broken(session) is None
+
+
+def test_the_next_task_is_found_through_its_index_on_sqlite(tmp_path: Path) -> None:
+    """With 100,000 tasks a scan for every claim took 19 ms of the server's time."""
+    with LabelStore(sqlite_url(tmp_path / "labels.db")) as store:
+        queue = queue_of(store, 30)
+        finish(queue, "ada", A_BETTER)
+        asked: list[tuple[str, Any]] = []
+        with store.reading() as session:
+            engine = session.get_bind()
+        event.listen(engine, "before_cursor_execute", lambda c, cursor, sql, values, *_: asked.append((sql, values)))
+        claim(queue, "ada")
+        searches = [(sql, values) for sql, values in asked if "FROM tasks" in sql and "ORDER BY" in sql]
+        assert searches
+        with store.reading() as session:
+            for sql, values in searches:
+                plan = [row[-1] for row in session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)]
+                assert not any(step.startswith("SCAN tasks") and "INDEX" not in step for step in plan), plan

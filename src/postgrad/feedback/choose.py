@@ -11,7 +11,7 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import and_, bindparam, exists, func, select
+from sqlalchemy import and_, bindparam, exists, func, select, text
 from sqlalchemy.orm import Session, aliased
 
 from postgrad.config.queue import QueueConfig
@@ -25,7 +25,9 @@ _RATER: Any = bindparam("rater")
 _MINE = AssignmentRow.rater_id == _RATER
 _SUBMITTED = and_(_MINE, AssignmentRow.state == "submitted")
 _OPEN = and_(TaskRow.state == "open", TaskRow.kind.in_(bindparam("kinds", expanding=True)))
-_WAITING = and_(TaskRow.free > 0, ~TaskRow.gold, _OPEN)
+_GOLD, _NOT_GOLD = text("tasks.gold"), text("NOT tasks.gold")
+"""As the partial indexes have it: SQLite does not see that `gold = 0`, which SQLAlchemy writes, is the same."""
+_WAITING = and_(TaskRow.free > 0, _NOT_GOLD, _OPEN)
 _TOUCHED = and_(AssignmentRow.task_id == TaskRow.id, _MINE)
 _NEW = ~exists().where(_TOUCHED)
 """This person never had the task."""
@@ -43,7 +45,7 @@ _SAID_BEFORE = exists().where(
     LabelRow.comparison_id == TaskRow.comparison_id, LabelRow.rater_id == _RATER, LabelRow.undone_at.is_(None)
 )
 """This person's answer is one of those that made a comparison gold."""
-_NEXT_GOLD = select(TaskRow).where(TaskRow.gold, _OPEN, _UNDONE, ~_SAID_BEFORE).order_by(TaskRow.id).limit(1)
+_NEXT_GOLD = select(TaskRow).where(_GOLD, _OPEN, _UNDONE, ~_SAID_BEFORE).order_by(TaskRow.id).limit(1)
 _OLD_COMPARISON = (
     select(AssignmentRow.display_order, TaskRow)
     .join(TaskRow, TaskRow.id == AssignmentRow.task_id)
