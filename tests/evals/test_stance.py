@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,29 @@ def test_the_stance_of_an_answer_is_what_a_reader_would_say(answer: str, expecte
 def test_every_limit_example_that_is_trained_on_admits_its_limit() -> None:
     rows = [json.loads(line) for line in limits_data_path().read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows if stance(row["completion"]) != "admits"] == []
+
+
+def read_sample(part: str) -> list[tuple[str, str]]:
+    """(label, what the rule finds) for answers that smollm2-135m gave, before or after it learned limits.
+
+    The rule was written with the answers of the "development" part in view, and frozen before the "test" part was made.
+    """
+    lines = (Path(__file__).parent / "limit_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["label"], stance(row["answer"])) for row in rows if row["part"] == part]
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "precision", "recall"),
+    [
+        ("development", "admits", (30, 31), (30, 30)),
+        ("development", "claims", (12, 14), (12, 12)),
+    ],
+)
+def test_the_rule_agrees_with_a_persons_labels_as_often_as_the_page_says(
+    part: str, kind: str, precision: tuple[int, int], recall: tuple[int, int]
+) -> None:
+    found = read_sample(part)
+    both = sum(label == given == kind for label, given in found)
+    assert (both, sum(given == kind for _, given in found)) == precision
+    assert (both, sum(label == kind for label, _ in found)) == recall
