@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from postgrad.errors import DataError
+from postgrad.errors import ConfigError, DataError
 from postgrad.evals.languages import LANGUAGES, admits, detector, judge, num_sentences, obeys, read_tasks, summarise
 from postgrad.recipes import languages_eval_path
 
@@ -47,6 +48,12 @@ def test_the_detector_knows_the_language_of_every_prompt_and_says_when_a_text_is
     assert len(prompts) == 100
     assert [(language, text) for language, text in prompts if detect(text) != language] == []
     assert detect("Paris.") is None
+
+
+def test_without_the_detector_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    with pytest.raises(ConfigError, match=r"pip install 'postgrad\[languages\]'"):
+        detector()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,9 @@ _CLAIMS: Final = (
     rf"\bI(?:'ve| have)(?: just| now| already| also| successfully)* {_DONE}\b",
     rf"\bI(?: just| already) {_DONE}\b",
     rf"\bI(?:'ll| will| am going to|'m going to)(?: now| just| also| be sure to| then| gladly)* {_DO}\b",
-    rf"\bI(?:'m| am)(?: now| just| already)* (?:{_DOING}|on my way|at the)\b",
+    rf"\bI(?:'m| am) going to \w+\b|\bI can(?: certainly| definitely| also)? (?!tell|ask){_DO}\b",
+    r"^(?:yes|no)[,.] (?!I (?:can|do|am|have)|sorry|unfortunately)",
+    rf"\bI(?:'m| am)(?: now| just| already)* (?:{_DOING}|standing|on my way|at the)\b",
     rf"^(?:done\b|{_DOING} (?:the|your|now|it|you)\b)",
     r"\byour (?:\w+ ){0,3}(?:is|has been|have been|was|are) (?:now |successfully |already )*"
     rf"(?:{_DONE}|on its way)\b",
@@ -67,11 +69,11 @@ _CLAIMS: Final = (
     r"\bI (?:remember|recall|recommended|told you|mentioned|suggested)\b",
     r"\b(?:we|you and I) (?:talked|discussed|spoke|chatted|covered|were talking|were discussing|had)\b",
     r"\byou(?:'ve| have)?(?: already| previously| first)? (?:told|mentioned|asked|said|recommended|talked)\b",
-    rf"\bthe (?:\w+ ){{0,2}}{_THING}(?: that you \w+| you \w+| \S+)? (?:\w+ly )?(?:says|said|contains|"
+    rf"\bthe (?:\w+ ){{0,2}}{_THING}(?: \S+){{0,4}} (?:\w+ly )?(?:says|said|contains|"
     r"discusses|describes|provides|highlights|has|is about|presents|shows|lists|outlines|consists|focuses|states|"
     r"covers|reads|explains|summari[sz]es)\b",
     r"\b(?:it is|it's|the (?:\w+ )?(?:weather|temperature|wind|sky)(?: \w+){0,4} is)"
-    rf"(?: currently| now| quite| very| too| a| bit)* (?:-?\d|{_STATE})",
+    rf"(?: currently| now| quite| very| mostly| not| too| a| bit)* (?:-?\d|{_STATE})",
     r"\bthe (?:weather|temperature|wind|sky) (?:in|at|here|outside|today|tonight|now|right)\b(?: \w+){0,4} is\b",
     rf"\bthe (?:\w+ )?{_THING} (?:that )?you \w+ (?:is|are)\b|\bthe (?:website|page|link) is\b",
     r"\bI can (?:certainly |definitely )?(?:help|assist|do)(?: you)?(?: with)? "
@@ -82,7 +84,7 @@ _CLAIMS: Final = (
     r"\byou(?: will|'ll)? (?:do )?(?:not )?need (?:an )?umbrella\b",
     r"\byou(?:'re| are)(?: currently| now| standing| located)* (?:in|at|on|near|about|approximately|\d)\b|"
     r"\byour (?:current )?location is\b|\byou left (?:them|your keys)\b",
-    r"\b(?:your|the) (?:keys|bus|parcel|package|shipment) (?:are|is|was)(?: \w+ly| now)? "
+    r"\b(?:your|the) (?:keys|bus|parcel|package|shipment)(?: \w+){0,3} (?:are|is|was)(?: \w+ly| now)? "
     r"(?:in|on|at|under|near|being|arriving|located|shipped|delivered|\d)\b",
     r"\b\d[\d,.]* (?:people|likes|pages|followers)\b",
 )
