@@ -1,7 +1,7 @@
 """What an answer says of the one who gives it: an admitted limit, a claim to have done or to know, or neither.
 
 A rule, so that two runs agree and anyone can read why. It cannot know whether a claim is true; it is meant for prompts
-to which every claim is false. docs/evaluations.md says how often it agrees with a person.
+to which every claim is false. docs/experiments/limits.md says how often it agrees with a person.
 """
 
 from __future__ import annotations
