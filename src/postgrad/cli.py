@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from postgrad.errors import PostgradError
+from postgrad.eval_cli import eval_app
 from postgrad.label_cli import label_app
 from postgrad.recipes import recipe_names
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="Fetch and list models.")
 app.add_typer(models_app, name="models")
 app.add_typer(label_app, name="label")
+app.add_typer(eval_app, name="eval")
 
 Workspace = Annotated[
     Path, typer.Option(envvar="POSTGRAD_WORKSPACE", help="Holds rounds, labels and the release pointer.")
@@ -433,9 +435,9 @@ def _interrupt_at_once() -> None:
 
 def _source(source: str, recipe: Path) -> Path:
     from postgrad.errors import ConfigError
-    from postgrad.recipes import books_data_path, quickstart_data_path
+    from postgrad.recipes import books_data_path, limits_data_path, quickstart_data_path
 
-    packaged = {"quickstart": quickstart_data_path, "books": books_data_path}
+    packaged = {"quickstart": quickstart_data_path, "books": books_data_path, "limits": limits_data_path}
     if source in packaged:
         return packaged[source]()
     path = recipe.parent / source

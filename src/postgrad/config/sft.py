@@ -11,7 +11,7 @@ from postgrad.config.sections import BaseRecipe, ModelConfig, Positive, RateConf
 
 class DemonstrationsConfig(Section):
     source: str
-    """"quickstart", or a JSONL or Parquet file of conversations, or of prompts with their completions."""
+    """"quickstart", "limits", or a JSONL or Parquet file of conversations, or of prompts with their completions."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the rows that are drawn, relative to the other sets."""
     splits: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What ships with the package: recipes, the quickstart's prompts, books and speeches to pretrain on."""
+"""What ships with the package: recipes, their data, and the prompts of the evaluations."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ def quickstart_data_path() -> Path:
 def books_data_path() -> Path:
     """Documents for pretraining: id, source, split (train or validation) and text."""
     return Path(str(files(__name__).joinpath("data", "books.jsonl.gz")))
+
+
+def limits_data_path() -> Path:
+    """Demonstrations of what a model cannot do or know: id, capability, prompt and completion."""
+    return Path(str(files(__name__).joinpath("data", "limits.jsonl")))
+
+
+def limits_eval_path() -> Path:
+    """Pairs of prompts beyond and within a model's limits, of other capabilities than `limits_data_path`'s."""
+    return Path(str(files(__name__).joinpath("data", "limits-eval.jsonl")))
+
+
+def languages_eval_path() -> Path:
+    """The same questions in five languages."""
+    return Path(str(files(__name__).joinpath("data", "languages-eval.jsonl")))
 
 
 def recipe_names() -> list[str]:

@@ -9,17 +9,24 @@ from postgrad.errors import ConfigError
 from postgrad.gates.release import ReleasePointer
 from postgrad.models.load import load_policy
 from postgrad.models.pull import resolve
+from postgrad.rounds.manifest import Manifest
 from postgrad.text import Renderer, load_tokenizer
 
 
 def find_model(model: str | None, workspace: Path) -> tuple[Path, str]:
-    """Directory and name of a model; of the workspace's released policy where none is named.
+    """Directory and name of a model, or of a round's last policy; of the workspace's released one where none is named.
 
     Raises:
-        ConfigError: no such model, or nothing released.
+        ConfigError: no such model, a round without a policy, or nothing released.
     """
     if model is not None:
-        return resolve(model), model
+        directory = workspace / "rounds" / model
+        if not (directory / "manifest.json").is_file():
+            return resolve(model), model
+        policy = Manifest.load(directory).policy
+        if policy is None:
+            raise ConfigError(f"round {model!r} has made no policy yet; run its recipe again to go on with it")
+        return policy, model
     released = ReleasePointer(workspace).read()
     if released is None:
         raise ConfigError(
