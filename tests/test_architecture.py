@@ -22,7 +22,7 @@ ROWS = (
     ("rounds",),
     ("serve", "web", "bench"),
     ("recipes", "testing"),
-    ("label_cli", "eval_cli"),
+    ("label_cli", "eval_cli", "compare_cli"),
     ("cli",),
     ("__main__",),
 )

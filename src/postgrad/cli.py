@@ -73,6 +73,22 @@ def run(
     _run(recipe, workspace, tuple(set_ or ()), me=me, dry_run=dry_run)
 
 
+@app.command("compare-methods")
+def compare_methods(
+    recipe: Annotated[str, typer.Argument(help="A TOML file of method compare, or the packaged compare.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    seeds: Annotated[str, typer.Option(help="By commas; a seed that is done is not run again.")] = "0,1,2",
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write them as a page here.")] = None,
+    set_: Set = None,
+) -> None:
+    """Run a comparison of methods with every seed, and pool what the raters said into one table."""
+    from postgrad.compare_cli import compare
+
+    _interrupt_at_once()
+    compare(recipe, workspace, seeds, tuple(set_ or ()), markdown, html, _console(), prepare=_prepare)
+
+
 @app.command()
 def rounds(workspace: Workspace = DEFAULT_WORKSPACE) -> None:
     """List the rounds of a workspace and what became of them."""
@@ -324,6 +340,7 @@ def _prepare(
     recipe: AnyRecipe, path: Path, workspace: Path, ask: Callable[[LabelStore, str], None] | None
 ) -> tuple[Plan, Callable[[Bars], Manifest]]:
     """What memory depends on, and the recipe's method, ready to start: its slow imports done, its files found."""
+    from postgrad.config.compare import CompareRecipe
     from postgrad.config.distill import DistillRecipe
     from postgrad.config.iterate import IterateRecipe
     from postgrad.config.preference import PreferenceRecipe
@@ -345,7 +362,7 @@ def _prepare(
             recipe, workspace=workspace, source=text, bar=bars.open, announce=bars.announce
         )
     initial = resolve(recipe.model.name)
-    if isinstance(recipe, SftRecipe | IterateRecipe | DistillRecipe):
+    if isinstance(recipe, SftRecipe | IterateRecipe | DistillRecipe | CompareRecipe):
         from postgrad.rounds.start import prepare_imitation
 
         return prepare_imitation(

@@ -246,7 +246,7 @@ def test_a_run_that_was_cut_off_anywhere_ends_where_an_uninterrupted_one_does(
     capsys, recipe, tmp_path, monkeypatch, algorithm
 ):
     path = recipe(algorithm=algorithm, lora_rank=2)
-    monkeypatch.setattr("postgrad.rounds.preference.CHUNK", 4)
+    monkeypatch.setattr("postgrad.rounds.learn.CHUNK", 4)
     monkeypatch.setattr("postgrad.methods.preference.SAVE_EVERY", 4)
     assert run(capsys, path, tmp_path / "whole")[0] == 0
     places = {"_settled": (6,), "answer_logprobs": (2,) if algorithm == "kto" else ()}

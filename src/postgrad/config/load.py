@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from postgrad.config.compare import CompareRecipe
 from postgrad.config.distill import DistillRecipe
 from postgrad.config.iterate import IterateRecipe
 from postgrad.config.preference import PreferenceRecipe
@@ -31,6 +32,7 @@ AnyRecipe = (
     | SftRecipe
     | IterateRecipe
     | DistillRecipe
+    | CompareRecipe
 )
 
 RECIPES: Mapping[str, type[AnyRecipe]] = {
@@ -43,6 +45,7 @@ RECIPES: Mapping[str, type[AnyRecipe]] = {
     "sft": SftRecipe,
     "iterate": IterateRecipe,
     "distill": DistillRecipe,
+    "compare": CompareRecipe,
 }
 """By the recipe's `method`."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 from postgrad.config.round import ArenaConfig, LabelsConfig
 from postgrad.data.batch import make_batch
 from postgrad.data.tasks import Task
-from postgrad.evals.arena import Answer, Judgement, arena_summary, outcome
+from postgrad.evals.arena import Answer, Judgement, arena_summary, average, outcome
 from postgrad.feedback.records import content_id
 from postgrad.feedback.utility import UNREWARDED, utility
 from postgrad.protocols import Policy
@@ -20,7 +21,7 @@ from postgrad.run import RunDirectory
 from postgrad.types import Completion, Example, Group
 
 NUM_SAMPLES = 8
-FOUND = ("utility", "right", "kl", "teacher_kl")
+FOUND = ("utility", "right", "kl", "kl_sft", "teacher_kl")
 """Measures that a summary names; arena.json holds all of them."""
 _RATERS = {name: LabelsConfig.model_fields[name].default for name in ("rater_temperature", "careless_frac")}
 
@@ -58,7 +59,7 @@ def judge(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Write arena.json, answers.jsonl and samples.jsonl; what is worth saying, each with its interval.
+    """Write arena.json and the .jsonl of judgements, answers and samples; what is worth saying, with intervals.
 
     Args:
         stage: of the arena.
@@ -74,8 +75,9 @@ def judge(
         player: [_measures(e, c) | dict(extra) for e, c, extra in zip(examples, said, measured[player], strict=True)]
         for player, said in given.items()
     }
+    judgements = average(_compare(examples, given, rows, cfg, seed))
     arena = arena_summary(
-        _compare(examples, given, rows, cfg, seed),
+        judgements,
         [
             Answer(example.id, player, len(c.token_ids), c.finish_reason == "length", row)
             for player in players
@@ -87,13 +89,21 @@ def judge(
         seed=request_seed(seed, "bootstrap", 0),
     )
     write_json(stage.directory / "arena.json", arena)
+    write_lines(stage.directory / "judgements.jsonl", map(asdict, judgements))
     write_lines(
         stage.directory / "answers.jsonl",
         (
             {
                 "prompt_id": example.id,
                 "prompt": last_user_text(example.prompt),
-                "answers": {player: {"text": given[player][i].text, **rows[player][i]} for player in players},
+                "answers": {
+                    player: {
+                        "text": given[player][i].text,
+                        "tokens": len(given[player][i].token_ids),
+                        **rows[player][i],
+                    }
+                    for player in players
+                },
             }
             for i, example in enumerate(examples)
         ),

@@ -7,7 +7,7 @@ distillation (Askell et al. 2021, arXiv:2112.00861, section 2.2).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from postgrad.config.distill import DistillRecipe
+from postgrad.config.distill import DistillConfig, DistillRecipe, TeacherConfig
 from postgrad.data.mixture import Mixture
 from postgrad.data.tasks import Task
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import DataError
 from postgrad.methods.distill import Distillation
 from postgrad.methods.rl import train_rl
-from postgrad.methods.sft import Rendered, imitate
+from postgrad.methods.sft import Progress, Rendered, imitate
 from postgrad.models.load import context_length, load_policy, read_config, save_policy
 from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
@@ -77,33 +77,11 @@ class _Run:
         return Mixture(list(zip([task.train for task in tasks], weights, strict=True)), seed=self.seed("prompts"))
 
     def taught(self, example: Example) -> Example:
-        """As the teacher reads it."""
-        cfg = self.recipe.teacher
-        document = example.metadata.get(cfg.documents, "") if cfg.documents else ""
-        if not isinstance(document, str):
-            raise DataError(f"row {example.id!r}: {cfg.documents!r}, which the teacher is to read, is no text")
-        told = "\n\n".join(part for part in (cfg.system, document) if part)
-        if not told:
-            return example
-        rest = tuple(m for m in example.prompt.messages if m.role != "system")
-        return replace(example, prompt=replace(example.prompt, messages=(Message("system", told), *rest)))
+        return as_taught(example, self.recipe.teacher)
 
     def prompts(self, tasks: Sequence[Task]) -> dict[Ids, Ids]:
-        """Each prompt as the student and as the teacher reads it.
-
-        Raises:
-            DataError: two prompts look the same to the student and differ to the teacher.
-        """
-        known: dict[Ids, Ids] = {}
-        for example in (e for task in tasks for e in (*task.train, *task.heldout)):
-            ours = self.renderer.render_prompt(example.prompt, name=f"row {example.id!r}")
-            theirs = self.teacher_renderer.render_prompt(self.taught(example).prompt, name=f"row {example.id!r}")
-            if known.setdefault(ours, theirs) != theirs:
-                raise DataError(
-                    f"row {example.id!r}: another row asks the student the same and shows the teacher something else; "
-                    "keep one of them"
-                )
-        return known
+        examples = [e for task in tasks for e in (*task.train, *task.heldout)]
+        return both_prompts(examples, self.recipe.teacher, self.renderer, self.teacher_renderer)
 
     def load_teacher(self) -> PolicyModel:
         return load_policy(self.teacher, placement=self.placement)
@@ -113,6 +91,48 @@ class _Run:
         engine = LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode)
         return asyncio.run(
             sample_all(renderer, engine, examples, self.params, group_size=size, seed=seed, progress=self.bar(bar))
+        )
+
+
+def as_taught(example: Example, cfg: TeacherConfig) -> Example:
+    """As the teacher reads it."""
+    document = example.metadata.get(cfg.documents, "") if cfg.documents else ""
+    if not isinstance(document, str):
+        raise DataError(f"row {example.id!r}: {cfg.documents!r}, which the teacher is to read, is no text")
+    told = "\n\n".join(part for part in (cfg.system, document) if part)
+    if not told:
+        return example
+    rest = tuple(m for m in example.prompt.messages if m.role != "system")
+    return replace(example, prompt=replace(example.prompt, messages=(Message("system", told), *rest)))
+
+
+def both_prompts(
+    examples: Sequence[Example], cfg: TeacherConfig, renderer: Renderer, teacher_renderer: Renderer
+) -> dict[Ids, Ids]:
+    """Each prompt as the student and as the teacher reads it.
+
+    Raises:
+        DataError: two prompts look the same to the student and differ to the teacher.
+    """
+    known: dict[Ids, Ids] = {}
+    for example in examples:
+        ours = renderer.render_prompt(example.prompt, name=f"row {example.id!r}")
+        theirs = teacher_renderer.render_prompt(as_taught(example, cfg).prompt, name=f"row {example.id!r}")
+        if known.setdefault(ours, theirs) != theirs:
+            raise DataError(
+                f"row {example.id!r}: another row asks the student the same and shows the teacher something else; "
+                "keep one of them"
+            )
+    return known
+
+
+def check_room(prompts: Mapping[Ids, Ids], limit: int) -> None:
+    """Raise unless the teacher, too, can read every prompt with an answer."""
+    longest = max(len(theirs) for theirs in prompts.values())
+    if longest > limit:
+        raise DataError(
+            f"the teacher's longest prompt has {longest} tokens, and its context leaves room for {limit}; shorten "
+            "'teacher.system' or the documents, or lower 'max_tokens'"
         )
 
 
@@ -193,13 +213,7 @@ def _questions_stage(run: _Run, stage: Stage) -> None:
     room = run.recipe.distill.max_tokens
     write_questions(tasks, stage.directory / "questions.jsonl", run.renderer, context_length(run.initial) - room)
     prompts = run.prompts(tasks)
-    longest = max(len(theirs) for theirs in prompts.values())
-    limit = context_length(run.teacher) - room
-    if longest > limit:
-        raise DataError(
-            f"the teacher's longest prompt has {longest} tokens, and its context leaves room for {limit}; shorten "
-            "'teacher.system' or the documents, or lower 'distill.max_tokens'"
-        )
+    check_room(prompts, context_length(run.teacher) - room)
     told = [len(theirs) - len(ours) for ours, theirs in prompts.items()]
     stage.summary = {
         "train": sum(len(task.train) for task in tasks),
@@ -221,22 +235,59 @@ def _trainable(run: _Run, directory: RunDirectory) -> PolicyModel:
 
 def _on_policy_stage(run: _Run, stage: Stage) -> None:
     """The student answers, and is moved towards what the teacher would have said at each of its tokens."""
-    recipe, cfg = run.recipe, run.recipe.distill
     directory = RunDirectory(stage.directory, run.seed("distill"))
     model = _trainable(run, directory)
     tasks = run.questions()
-    shared = recipe.model.lora_rank > 0 and run.teacher == run.initial
-    teacher = Teacher(
-        model if shared else run.load_teacher(),
+    shared = run.recipe.model.lora_rank > 0 and run.teacher == run.initial
+    learn_on_policy(
+        stage,
+        model,
+        None if shared else run.load_teacher(),
         run.prompts(tasks),
-        batch_tokens=recipe.batch_tokens,
-        temperature=cfg.temperature,
-        adapter_off=shared,
+        run.mixture(tasks),
+        run.recipe.distill,
+        directory,
+        run.bar("the student answers, the teacher scores", directory),
+        renderer=run.renderer,
+        batch_tokens=run.recipe.batch_tokens,
+        tokenizer_from=run.initial,
     )
+
+
+def learn_on_policy(
+    stage: Stage,
+    model: PolicyModel,
+    teacher_model: PolicyModel | None,
+    prompts: Mapping[Ids, Ids],
+    dataset: Mixture,
+    cfg: DistillConfig,
+    directory: RunDirectory,
+    progress: Progress,
+    *,
+    renderer: Renderer,
+    batch_tokens: int,
+    tokenizer_from: Path,
+) -> None:
+    """Learn, save the policy, and say how it went.
+
+    Args:
+        stage: receives the policy and what there is to say.
+        model: the student.
+        teacher_model: None where it is the student with its adapter off.
+        prompts: of `both_prompts`.
+        dataset: what the student is asked.
+        cfg: what is learned and how often.
+        directory: of the stage's run.
+        progress: told after every step.
+        renderer: the student's.
+        batch_tokens: most tokens of one forward pass.
+        tokenizer_from: a model directory with the student's tokenizer.
+    """
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "temperature": cfg.temperature}
+    alone = teacher_model is None
+    teacher = Teacher(teacher_model or model, prompts, adapter_off=alone, **options)
     make = partial(TaughtTrainer, teacher=teacher) if cfg.estimate == "full" else LocalTrainer
-    trainer = make(
-        model, batch_tokens=recipe.batch_tokens, temperature=cfg.temperature, dump=stage.directory / "diverged"
-    )
+    trainer = make(model, dump=stage.directory / "diverged", **options)
     algorithm = Distillation(cfg.estimate, cfg.gamma)
     directory.write_config({"algorithm": "distill"} | asdict(algorithm))
     asyncio.run(
@@ -244,21 +295,21 @@ def _on_policy_stage(run: _Run, stage: Stage) -> None:
             cfg.loop(),
             trainer=trainer,
             reference=teacher,
-            engine=LocalEngine(model, stop_ids=run.renderer.stop_ids, decode=run.renderer.decode),
+            engine=LocalEngine(model, stop_ids=renderer.stop_ids, decode=renderer.decode),
             algorithm=algorithm,
             graders=[],
-            dataset=run.mixture(tasks),
-            renderer=run.renderer,
+            dataset=dataset,
+            renderer=renderer,
             context=model.context,
             run=directory,
-            progress=run.bar("the student answers, the teacher scores", directory),
+            progress=progress,
         )
     )
     rows = directory.read_metrics()
     stage.add_tokens(generated=round(sum(row["rollout/sampled_tokens"] for row in rows)))
     kl = [row["teacher/kl"] for row in rows if "teacher/kl" in row]
     stage.summary = {"steps": len(rows), "teacher_kl_first": kl[0], "teacher_kl_last": kl[-1]}
-    _save(run, stage, model, trainer, directory)
+    _save(stage, model, trainer, directory, tokenizer_from)
 
 
 def _sequence_stage(run: _Run, stage: Stage) -> None:
@@ -298,7 +349,7 @@ def _sequence_stage(run: _Run, stage: Stage) -> None:
         "loss_first": losses[0],
         "loss_last": losses[-1],
     }
-    _save(run, stage, model, trainer, directory)
+    _save(stage, model, trainer, directory, run.initial)
 
 
 def _teacher_answers(run: _Run, examples: Sequence[Example]) -> list[Group]:
@@ -309,8 +360,10 @@ def _teacher_answers(run: _Run, examples: Sequence[Example]) -> list[Group]:
     )  # fmt: skip
 
 
-def _save(run: _Run, stage: Stage, model: PolicyModel, trainer: LocalTrainer, directory: RunDirectory) -> None:
-    save_policy(model, stage.directory / "policy", tokenizer_from=run.initial)
+def _save(
+    stage: Stage, model: PolicyModel, trainer: LocalTrainer, directory: RunDirectory, tokenizer_from: Path
+) -> None:
+    save_policy(model, stage.directory / "policy", tokenizer_from=tokenizer_from)
     forget_checkpoints(directory)
     stage.add_tokens(trained=trainer.trained_tokens)
     stage.policy_version = trainer.version

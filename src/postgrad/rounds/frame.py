@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
 @contextlib.contextmanager
 def open_round(
-    recipe: AnyRecipe, *, workspace: Path, model: Mapping[str, str], asks_a_person: bool = False
+    recipe: AnyRecipe, *, workspace: Path, model: Mapping[str, str], asks_a_person: bool = False, once: bool = False
 ) -> Iterator[Manifest]:
     """The recipe's unfinished round, or a new one, with the workspace locked.
 
@@ -37,6 +37,7 @@ def open_round(
         workspace: made where it does not exist.
         model: "name" and "sha256" of what the round starts from.
         asks_a_person: whether the person at the keyboard gives the labels, which makes it another round.
+        once: take a finished round of the recipe too.
 
     Raises:
         StoreError: another process holds the workspace, the disk is full, or a manifest cannot be read.
@@ -53,6 +54,7 @@ def open_round(
                 "device": f"{device.type}, {str(dtype).removeprefix('torch.')}",
             },
             model=model,
+            once=once,
         )
 
 

@@ -8,7 +8,6 @@ learns from the lessons of its own round alone, and begins where the last one en
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,23 +27,29 @@ from postgrad.graders.certificate import certified_reward_model, weights_sha256
 from postgrad.graders.function import FunctionGrader
 from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.graders.verify import UserFunction, find_function
-from postgrad.methods.sft import Rendered, train_sft
-from postgrad.models.load import context_length, load_policy, save_policy
+from postgrad.models.load import context_length, load_policy
 from postgrad.models.placement import Placement, place
 from postgrad.models.policy import PolicyModel
 from postgrad.protocols import Grader
 from postgrad.rollout import grade_groups, request_seed
 from postgrad.rounds.contest import divergences, heldout, judge, rightness, write_curve
-from postgrad.rounds.context import OpenBar, read_groups, sample_all, write_lines
+from postgrad.rounds.context import OpenBar, read_groups, sample_all
 from postgrad.rounds.frame import Work, open_round, run_stages
+from postgrad.rounds.learn import learn_rows
 from postgrad.rounds.manifest import Manifest, Stage
 from postgrad.rounds.questions import check_judgeable, read_questions, write_questions
-from postgrad.rounds.teach import Lessons, ask_for_edits, lessons_of_edits, lessons_of_the_best, simulate_edits
+from postgrad.rounds.teach import (
+    Lessons,
+    collect_edits,
+    lessons_of_edits,
+    lessons_of_the_best,
+    read_lessons,
+    write_lessons,
+)
 from postgrad.run import RunDirectory, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
-from postgrad.trainer.checkpoint import forget_checkpoints
-from postgrad.trainer.local import FrozenPolicy, LocalTrainer
+from postgrad.trainer.local import FrozenPolicy
 from postgrad.types import Example, Group, SamplingParams
 
 
@@ -199,13 +204,7 @@ def _teach_stage(run: IterateRun, stage: Stage, k: int) -> None:
         RunDirectory(stage.directory).save_groups(k, graded)
         lessons, summary = lessons_of_the_best(graded, min_reward=run.recipe.best.min_reward)
     stage.summary = summary
-    write_lines(
-        stage.directory / "lessons.jsonl",
-        (
-            {"id": x.id, "prompt": x.prompt, "before": x.before, "after": x.after, "ids": x.ids, "mask": x.mask}
-            for x in lessons
-        ),
-    )
+    write_lessons(lessons, stage.directory / "lessons.jsonl")
     if not lessons:
         raise DataError(
             f"round {k}: none of {len(groups)} prompts brought an answer to learn from; sample more answers to each, "
@@ -240,18 +239,13 @@ def _edited(run: IterateRun, groups: Sequence[Group], k: int) -> Lessons:
     run.store.add_round(round_id, recipe=run.recipe.name)
     run.store.add_prompts({example.id: example for example, _ in samples}.values())
     run.store.add_samples(sample for _, sample in samples)
-    if run.recipe.edits.by == "people":
-        ask_for_edits(run.store, [s for _, s in samples], round_id=round_id, workspace=run.workspace)
-    else:
-        simulate_edits(run.store, samples, run.recipe.edits, seed=run.recipe.seed)
-    edits = {edit.sample_id: edit.text for edit in run.store.edits(round_id=round_id, stage=stage)}
+    edits = collect_edits(run.store, samples, run.recipe.edits, seed=run.recipe.seed, workspace=run.workspace)
     return lessons_of_edits(samples, edits, run.renderer, context=context_length(run.initial))
 
 
 def _sft_stage(run: IterateRun, stage: Stage, k: int) -> None:
     recipe = run.recipe
-    lines = (run.manifest.stage_directory(f"teach-{k}") / "lessons.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: list[Rendered] = [(tuple(row["ids"]), tuple(row["mask"])) for row in map(json.loads, lines)]
+    rows = read_lessons(run.manifest.stage_directory(f"teach-{k}") / "lessons.jsonl")
     directory = RunDirectory(stage.directory, run.seed(f"sft {k}"))
     torch.manual_seed(directory.seed(0, "init"))
     model = load_policy(
@@ -260,14 +254,11 @@ def _sft_stage(run: IterateRun, stage: Stage, k: int) -> None:
         lora_rank=recipe.model.lora_rank,
         gradient_checkpointing=recipe.model.gradient_checkpointing,
     )
-    trainer = LocalTrainer(model, batch_tokens=recipe.batch_tokens, dump=stage.directory / "diverged")
-    train_sft(trainer, rows, recipe.sft, directory, run.bar(f"round {k}: learning {len(rows)} answers", directory))
-    save_policy(model, stage.directory / "policy", tokenizer_from=run.initial)
-    forget_checkpoints(directory)
-    losses = [row["loss/nll"] for row in directory.read_metrics()]
-    stage.add_tokens(trained=trainer.trained_tokens)
-    stage.policy_version = trainer.version
-    stage.summary = {"lessons": len(rows), "loss_first": losses[0], "loss_last": losses[-1]}
+    learn_rows(
+        stage, model, rows, recipe.sft, directory, run.bar(f"round {k}: learning {len(rows)} answers", directory),
+        batch_tokens=recipe.batch_tokens, tokenizer_from=run.initial,
+    )  # fmt: skip
+    stage.summary |= {"lessons": len(rows)}
 
 
 def _arena_stage(run: IterateRun, stage: Stage) -> None:

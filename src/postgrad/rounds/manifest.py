@@ -38,7 +38,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "sft": ("data", "sft"),
     "distill": ("questions", "distill", "arena"),
 }
-"""A recipe's method -> its stages, in order; those of "iterate" depend on its rounds."""
+"""A recipe's method -> its stages, in order; those of "iterate" and "compare" depend on their recipe."""
 
 SCRATCH = "checkpoints"
 """A stage's folder of this name holds what only a resumption needs; it is no output."""
@@ -48,6 +48,11 @@ State = Literal["running", "done", "failed"]
 
 def plan_stages(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of all stages of a resolved recipe, in order."""
+    if recipe["method"] == "compare":
+        used = {key for method in recipe["methods"] for key, section in method.items() if section is not None}
+        edits = ("edits",) if "edits" in used else ()
+        reward = ("reward",) if used & {"best", "rl"} else ()
+        return (*STAGES[:4], *edits, *reward, *(method["name"] for method in recipe["methods"]), "arena")
     if recipe["method"] != "iterate":
         return METHODS[recipe["method"]]
     rounds = range(1, recipe["iterate"]["rounds"] + 1)
@@ -338,7 +343,12 @@ def workspace_checkpoints(workspace: Path) -> set[str]:
 
 
 def find_or_create_round(
-    workspace: Path, recipe: Mapping[str, Any], *, versions: Mapping[str, str], model: Mapping[str, str]
+    workspace: Path,
+    recipe: Mapping[str, Any],
+    *,
+    versions: Mapping[str, str],
+    model: Mapping[str, str],
+    once: bool = False,
 ) -> Manifest:
     """The unfinished round of the same resolved recipe, model and versions, or a new one.
 
@@ -347,6 +357,7 @@ def find_or_create_round(
         recipe: resolved, with "name", "seed" and "method"; kept as recipe.json.
         versions: of postgrad, python, torch, transformers, and the device: what a resumption must share to be exact.
         model: "name" and "sha256" of the initial policy.
+        once: take a finished round too.
 
     Raises:
         StoreError: the disk is full, or a manifest cannot be read.
@@ -355,7 +366,7 @@ def find_or_create_round(
     for manifest in reversed(list_rounds(workspace)):
         record = manifest.record
         same = (record.recipe_sha256, record.versions, record.model) == (digest, dict(versions), dict(model))
-        if same and record.status != "done":
+        if same and (once or record.status != "done"):
             return manifest
     taken = [path.name for path in (workspace / "rounds").glob("[0-9]*-*")]
     number = 1 + max((int(name.partition("-")[0]) for name in taken if re.match(r"\d+-", name)), default=0)

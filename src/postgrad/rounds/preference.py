@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,21 +22,19 @@ from postgrad.graders.certificate import weights_sha256
 from postgrad.methods.preference import (
     Compared,
     Objective,
-    Reference,
     Rows,
     answer_logprobs,
     make_objective,
     mismatched_rows,
-    train_preference,
 )
-from postgrad.models.load import context_length, load_policy, save_policy
+from postgrad.models.load import context_length, load_policy
 from postgrad.models.placement import place
 from postgrad.models.policy import PolicyModel
 from postgrad.models.pull import resolve
-from postgrad.protocols import Policy
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import OpenBar, last_user_text, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
+from postgrad.rounds.learn import learn_preferences, read_reference, reference_logprobs
 from postgrad.rounds.manifest import Manifest, Stage, list_rounds
 from postgrad.rounds.preference_data import (
     LEFT_OUT,
@@ -51,12 +48,9 @@ from postgrad.rounds.preference_data import (
 from postgrad.run import RunDirectory, atomic_write, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
-from postgrad.trainer.checkpoint import forget_checkpoints
-from postgrad.trainer.local import FrozenPolicy, LocalTrainer
+from postgrad.trainer.local import FrozenPolicy
 from postgrad.types import Completion, GenerationRequest, SamplingParams
 
-CHUNK = 64
-"""Prompts whose logprobs under the reference are read before they are written; a killed reading goes on from there."""
 NUM_PROMPTS, NUM_SAMPLES, SAMPLE_TOKENS = 32, 8, 64
 """Held-out prompts that are answered before and after, answers kept for the report, and tokens of an answer."""
 
@@ -103,8 +97,7 @@ class _Run:
 
     def reference(self, name: str) -> list[list[float]]:
         """What the reference stage wrote of "train", "heldout" or "mismatched"."""
-        chunks = sorted((self.manifest.stage_directory("reference") / name).glob("*.json"))
-        return [logprobs for chunk in chunks for logprobs in json.loads(chunk.read_text(encoding="utf-8"))]
+        return reference_logprobs(self.manifest.stage_directory("reference") / name)
 
 
 def initial_policy(name: str, workspace: Path) -> Path:
@@ -255,21 +248,11 @@ def _reference_stage(run: _Run, stage: Stage) -> None:
     progress = run.bar("reading the answers with the reference")
     done = 0
     for name, rows in wanted.items():
-        for done_here in _read_in_chunks(policy, rows, stage.directory / name):
+        for done_here in read_reference(policy, rows, stage.directory / name):
             progress(done + done_here, total)
         done += len(rows)
     stage.add_tokens(scored=sum(len(p) + sum(map(len, a)) for rows in wanted.values() for p, a in rows))
     stage.summary = {name: sum(len(answers) for _, answers in rows) for name, rows in wanted.items()}
-
-
-def _read_in_chunks(policy: Policy, rows: Sequence[Rows], directory: Path) -> Iterator[int]:
-    """Prompts done, after every chunk; one that is on the disk already is not read again."""
-    for start in range(0, len(rows), CHUNK):
-        path = directory / f"{start:06d}.json"
-        chunk = rows[start : start + CHUNK]
-        if not path.exists():
-            atomic_write(path, json.dumps(answer_logprobs(policy, chunk)))
-        yield start + len(chunk)
 
 
 def _preference_stage(run: _Run, stage: Stage) -> None:
@@ -279,37 +262,18 @@ def _preference_stage(run: _Run, stage: Stage) -> None:
     model = run.load(
         run.initial, lora_rank=recipe.model.lora_rank, gradient_checkpointing=recipe.model.gradient_checkpointing
     )
-    trainer = LocalTrainer(model, batch_tokens=recipe.batch_tokens, dump=stage.directory / "diverged")
-    objective = run.objective()
-    directory.write_config({"algorithm": cfg.algorithm} | asdict(objective))  # type: ignore[call-overload]
-    reference = None
-    if objective.needs_reference:
-        reference = Reference(run.reference("train"), run.reference("mismatched"))
-    train_preference(
-        trainer,
+    learn_preferences(
+        stage,
+        model,
         run.compared("train"),
-        objective,
         cfg,
         directory,
         run.bar(f"learning from preferences ({cfg.algorithm.upper()})", directory),
-        reference=reference,
+        reference=run.manifest.stage_directory("reference"),
         mismatched=run.mismatched() if run.unpaired else (),
+        batch_tokens=recipe.batch_tokens,
+        tokenizer_from=run.initial,
     )
-    save_policy(model, run.policy, tokenizer_from=run.initial)
-    forget_checkpoints(directory)
-    rows = directory.read_metrics()
-    stage.add_tokens(trained=trainer.trained_tokens)
-    stage.policy_version = trainer.version
-    keys = {"loss": "loss/preference", "accuracy": "preference/accuracy", "chosen_logprob": "preference/chosen_logprob"}
-    stage.summary = {
-        "algorithm": cfg.algorithm,
-        "steps": len(rows),
-        **{f"{name}_{at}": row.get(key) for name, key in keys.items() for at, row in _ends(rows)},
-    }
-
-
-def _ends(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Mapping[str, float]]]:
-    return [("first", rows[0]), ("last", rows[-1])]
 
 
 def _evaluate_stage(run: _Run, stage: Stage) -> None:

@@ -69,7 +69,7 @@ def pairs_for(recipe: PreferenceRecipe, *, workspace: Path, source: Path | None)
     """
     if source is None:
         with LabelStore(sqlite_url(labels_path(workspace))) as store:
-            return _labelled_pairs(store), []
+            return labelled_pairs(store), []
     unpaired = recipe.preference.algorithm == "kto"
     examples = read_examples(source, needs="prompt" if unpaired else "pair")
     bad = [f"{e.id!r}" for e in examples if not _is_judged(e) and not all(map(_is_text, (e.completion, e.rejected)))]
@@ -198,11 +198,13 @@ def _add_verdict(prompt: _Prompt, verdict: Verdict) -> str | None:
     return reason
 
 
-def _labelled_pairs(store: LabelStore) -> list[Pair]:
-    """Every standing training comparison of people and simulated raters, in the order of their submission."""
+def labelled_pairs(store: LabelStore, *, round_id: str | None = None) -> list[Pair]:
+    """Every standing training comparison of people and simulated raters, in the order of their submission; of all
+    rounds where `round_id` is None.
+    """
     samples: dict[str, dict[str, Sample]] = {}
     pairs = []
-    for judged in store.preferences(purpose="train"):
+    for judged in store.preferences(purpose="train", round_id=round_id):
         if not judged.preference.tiers:  # an abstention is no tie
             continue
         if judged.round_id not in samples:

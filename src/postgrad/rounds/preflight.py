@@ -19,7 +19,8 @@ from typing import Any
 
 from rich.table import Table
 
-from postgrad.config.distill import DistillRecipe
+from postgrad.config.compare import CompareRecipe
+from postgrad.config.distill import DistillConfig, DistillRecipe
 from postgrad.config.iterate import IterateRecipe
 from postgrad.config.load import AnyRecipe
 from postgrad.config.preference import PreferenceRecipe
@@ -93,6 +94,8 @@ class Plan:
             return [self._rl(self.recipe, self.recipe.rl)]
         if isinstance(self.recipe, DistillRecipe):
             return [self._distill(self.recipe)]
+        if isinstance(self.recipe, CompareRecipe):
+            return self._compare(self.recipe)
         sft = self._sft(self.recipe, self.recipe.sft.examples_per_step)
         if isinstance(self.recipe, IterateRecipe):
             sft = replace(sft, sampling=self._sampling(self.recipe.iterate.max_tokens, MAX_BATCH))
@@ -119,6 +122,22 @@ class Plan:
         read = min(max(FORWARD_ONLY * recipe.batch_tokens, self.group), step)  # kto reads mismatched answers
         trained = learning("preference", self.process, sizes, tokens, checkpointing=recipe.model.gradient_checkpointing)
         return replace(trained, activations=max(trained.activations, read * sizes.layer))
+
+    def _compare(self, recipe: CompareRecipe) -> list[Estimate]:
+        """Learning from labels fits where RL on as many answers does, with a reference and a reward model beside it."""
+        shared = recipe.as_round()
+        learned = [
+            replace(self._rl(shared, method.rl), stage=method.name)
+            for method in recipe.methods
+            if method.rl is not None
+        ]
+        distilled = [
+            replace(self._on_policy(shared, method.distill, self.sizes().weights), stage=method.name)
+            for method in recipe.methods
+            if method.distill is not None
+        ]
+        imitated = self._sft(shared, max(shared.sft.examples_per_step, shared.rl.prompts_per_step))
+        return [imitated, self._reward(shared), *learned, *distilled]
 
     def _sft(self, recipe: Recipe | SftRecipe | IterateRecipe | DistillRecipe, rows: int) -> Estimate:
         """Of so many rows a step."""
@@ -147,7 +166,10 @@ class Plan:
         if cfg.kind == "sequence":
             learned = self._sft(recipe, cfg.prompts_per_step * cfg.group_size)
             return replace(learned, stage="distill", sampling=self.teacher + self._sampling(cfg.max_tokens, MAX_BATCH))
-        scored = replace(self._rl(recipe, cfg.loop()), stage="distill", reference=self.teacher)
+        return self._on_policy(recipe, cfg, self.teacher)
+
+    def _on_policy(self, recipe: Recipe | DistillRecipe, cfg: DistillConfig, teacher: int) -> Estimate:
+        scored = replace(self._rl(recipe, cfg.loop()), stage="distill", reference=teacher)
         if cfg.estimate == "sampled":
             return scored
         return replace(scored, vocabulary=scored.vocabulary + CHUNK * self.sizes().words * DISTRIBUTION_BYTES)
@@ -214,7 +236,7 @@ def plan_run(
     if isinstance(recipe, SftRecipe):
         demonstrations = [demonstration(e) for path in sets for e in read_examples(path)]
         asked = ()
-    elif isinstance(recipe, Recipe):
+    elif isinstance(recipe, Recipe | CompareRecipe):
         assert source is not None, "a round has a file of prompts"
         splits = read_splits(source, recipe.data.system)
         demonstrations = [demonstration(e) for e in splits.pop("sft")[: recipe.sft.num_examples]]
@@ -299,7 +321,7 @@ def _knobs(plan: Plan) -> dict[str, list[int | bool]]:
         if not recipe.model.gradient_checkpointing:
             knobs["model.gradient_checkpointing"] = [True]
         knobs["model.lora_rank"] = [rank for rank in RANKS if rank < (recipe.model.lora_rank or math.inf)]
-    if isinstance(recipe, Recipe | RewardRecipe | StepRewardRecipe):
+    if isinstance(recipe, Recipe | CompareRecipe | RewardRecipe | StepRewardRecipe):
         layers = plan.sizes().layers
         knobs["reward.train_layers"] = list(range((recipe.reward.train_layers or layers) - 1, 0, -1))
     return {key: values for key, values in knobs.items() if values}

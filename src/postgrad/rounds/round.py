@@ -9,7 +9,7 @@ from postgrad.config.round import Recipe
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
 from postgrad.gates.release import ReleasePointer
-from postgrad.rounds.context import Context, OpenBar, write_json
+from postgrad.rounds.context import Context, OpenBar, read_splits, write_json
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.judge import arena_stage, gate_stage
 from postgrad.rounds.manifest import Manifest
@@ -24,6 +24,7 @@ from postgrad.rounds.stages import (
 from postgrad.run import sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
+from postgrad.types import Example
 
 
 def run_round(
@@ -66,10 +67,14 @@ def run_round(
                 Work("samples", ("sft",), lambda s: samples_stage(ctx, s)),
                 Work("labels", ("samples",), lambda s: labels_stage(ctx, s)),
                 Work("reward", ("sft", "labels"), lambda s: reward_stage(ctx, s)),
-                Work("rl", ("sft", "reward"), lambda s: rl_stage(ctx, s)),
+                Work("rl", ("sft", "reward"), lambda s: rl_stage(ctx, s, _rl_examples(ctx))),
                 Work("arena", ("sft", "rl"), lambda s: arena_stage(ctx, s, released)),
                 Work("gate", ("rl", "arena"), lambda s: gate_stage(ctx, s, workspace, released)),
             ]
             inputs = {"source": sha256_file(source), "model": model["sha256"], "text": renderer.fingerprint}
             run_stages(manifest, work, inputs=inputs, announce=announce)
     return manifest
+
+
+def _rl_examples(ctx: Context) -> list[Example]:
+    return read_splits(ctx.source, ctx.recipe.data.system)["rl"]

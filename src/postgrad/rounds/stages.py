@@ -21,7 +21,6 @@ from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.methods.algorithms import make_algorithm
 from postgrad.methods.reward import Ranked, Verdict
 from postgrad.methods.rl import train_rl
-from postgrad.methods.sft import train_sft
 from postgrad.models.load import context_length, save_policy, save_reward_model
 from postgrad.protocols import Policy
 from postgrad.rollout import request_seed
@@ -39,6 +38,7 @@ from postgrad.rounds.context import (
     write_lines,
 )
 from postgrad.rounds.exam import PolicyExam
+from postgrad.rounds.learn import learn_rows
 from postgrad.rounds.manifest import Stage
 from postgrad.rounds.reward import certificate_summary, fit_reward_model
 from postgrad.run import RunDirectory
@@ -80,20 +80,17 @@ def sft_stage(ctx: Context, stage: Stage) -> None:
     run = RunDirectory(stage.directory, _seed(ctx, "sft"))
     torch.manual_seed(run.seed(0, "init"))
     model = ctx.load_trainable("initial")
-    trainer = LocalTrainer(model, batch_tokens=ctx.recipe.batch_tokens, dump=stage.directory / "diverged")
-    train_sft(trainer, rows, cfg, run, ctx.bar("learning from demonstrations", run))
-    save_policy(model, stage.directory / "policy", tokenizer_from=ctx.initial)
-    forget_checkpoints(run)
-    losses = [row["loss/nll"] for row in run.read_metrics()]
-    stage.add_tokens(trained=trainer.trained_tokens)
-    stage.policy_version = trainer.version
-    stage.summary = {"loss_first": losses[0], "loss_last": losses[-1], "examples": len(examples)}
+    learn_rows(
+        stage, model, rows, cfg, run, ctx.bar("learning from demonstrations", run),
+        batch_tokens=ctx.recipe.batch_tokens, tokenizer_from=ctx.initial,
+    )  # fmt: skip
+    stage.summary |= {"examples": len(examples)}
 
 
 def samples_stage(ctx: Context, stage: Stage) -> None:
     """Answers of the SFT policy for people to compare."""
     labels, rl = ctx.recipe.labels, ctx.recipe.rl
-    examples = _labelled_examples(ctx)
+    examples = labelled_examples(ctx)
     params = SamplingParams(max_tokens=rl.max_tokens, temperature=rl.temperature)
     version = ctx.manifest.find("sft").policy_version or 0  # type: ignore[union-attr]
     engine = ctx.engine(ctx.load("sft"), version=version)
@@ -149,7 +146,7 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
     if ctx.ask is not None:
         ctx.ask(ctx.store, ctx.round_id)
     else:
-        examples = {e.id: e for e in _labelled_examples(ctx)}
+        examples = {e.id: e for e in labelled_examples(ctx)}
         by_id = {s.id: s for answers in by_prompt.values() for s in answers}
         utilities = {i: utility(measure(examples[s.prompt_id], s.text, s.finish_reason)) for i, s in by_id.items()}
         pool = rater_pool(ctx, cfg.num_raters, "train")
@@ -198,10 +195,9 @@ def reward_stage(ctx: Context, stage: Stage) -> None:
         )
 
 
-def rl_stage(ctx: Context, stage: Stage) -> None:
-    """The policy against the reward model, held to the SFT policy by KL."""
+def rl_stage(ctx: Context, stage: Stage, examples: Sequence[Example]) -> None:
+    """The policy on these prompts, against the reward model, held to the SFT policy by KL."""
     cfg = ctx.recipe.rl
-    examples = read_splits(ctx.source, ctx.recipe.data.system)["rl"]
     held_out = len(examples) - (ctx.recipe.exam.num_prompts if ctx.recipe.exam else 0)
     run = RunDirectory(stage.directory, _seed(ctx, "rl"))
     torch.manual_seed(run.seed(0, "init"))
@@ -266,7 +262,8 @@ def rl_stage(ctx: Context, stage: Stage) -> None:
     }
 
 
-def _labelled_examples(ctx: Context) -> list[Example]:
+def labelled_examples(ctx: Context) -> list[Example]:
+    """The prompts whose answers are compared."""
     return read_splits(ctx.source, ctx.recipe.data.system)["rm"][: ctx.recipe.labels.num_prompts]
 
 
@@ -291,7 +288,7 @@ def _ranked(ctx: Context, decided: Sequence[Judged], weights: Mapping[str, float
     Raises:
         DataError: there is nothing to train on, or nothing to check it with.
     """
-    examples = {e.id: e for e in _labelled_examples(ctx)}
+    examples = {e.id: e for e in labelled_examples(ctx)}
     samples = {s.id: s for s in ctx.store.samples(round_id=ctx.round_id, stage="sft")}
     by_prompt: dict[str, list[Judged]] = {}
     for judged in decided:

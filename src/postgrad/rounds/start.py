@@ -1,14 +1,16 @@
-"""From a recipe that imitates to its plan and its run: what the command line does for the other methods itself."""
+"""From a recipe that imitates or compares to its plan and its run; the command line does the same for the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+from postgrad.config.compare import CompareRecipe
 from postgrad.config.distill import DistillRecipe
 from postgrad.config.iterate import IterateRecipe
 from postgrad.config.sft import SftRecipe
 from postgrad.models.pull import resolve
+from postgrad.rounds.compare import run_compare
 from postgrad.rounds.distill import run_distill
 from postgrad.rounds.iterate import run_iterate
 from postgrad.rounds.manifest import Manifest
@@ -18,7 +20,7 @@ from postgrad.rounds.summary import Bars
 
 
 def prepare_imitation(
-    recipe: SftRecipe | IterateRecipe | DistillRecipe,
+    recipe: SftRecipe | IterateRecipe | DistillRecipe | CompareRecipe,
     *,
     workspace: Path,
     initial: Path,
@@ -38,6 +40,11 @@ def prepare_imitation(
         sets = [find(each.source) for each in recipe.data.sets]
         return plan_run(recipe, initial=initial, source=None, sets=sets), lambda bars: run_sft(
             recipe, workspace=workspace, initial=initial, sources=sets, bar=bars.open, announce=bars.announce
+        )
+    if isinstance(recipe, CompareRecipe):
+        prompts = find(recipe.data.source)
+        return plan_run(recipe, initial=initial, source=prompts), lambda bars: run_compare(
+            recipe, workspace=workspace, initial=initial, source=prompts, bar=bars.open, announce=bars.announce
         )
     source = find(recipe.data.source) if recipe.data.source else None
     if isinstance(recipe, DistillRecipe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask
 from postgrad.feedback.utility import utility
 from postgrad.feedback.utility import words as words_of
-from postgrad.rounds.context import last_user_text, measure
+from postgrad.methods.sft import Rendered
+from postgrad.rounds.context import last_user_text, measure, write_lines
 from postgrad.text.template import Renderer, check_fits
 from postgrad.types import Edit, Example, Group, Message
 
@@ -107,7 +109,39 @@ def lessons_of_edits(
     }
 
 
-def simulate_edits(
+def write_lessons(lessons: Sequence[Lesson], path: Path) -> None:
+    """One a line, beside what was answered."""
+    write_lines(
+        path,
+        (
+            {"id": x.id, "prompt": x.prompt, "before": x.before, "after": x.after, "ids": x.ids, "mask": x.mask}
+            for x in lessons
+        ),
+    )
+
+
+def read_lessons(path: Path) -> list[Rendered]:
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [(tuple(row["ids"]), tuple(row["mask"])) for row in rows]
+
+
+def collect_edits(
+    store: LabelStore, samples: Sequence[tuple[Example, Sample]], cfg: EditsConfig, *, seed: int, workspace: Path
+) -> dict[str, str]:
+    """Sample -> its text as it was last edited; the samples, of one stage of one round, are in the store.
+
+    Raises:
+        DataError: people are still to edit some.
+    """
+    round_id, stage = samples[0][1].round_id, samples[0][1].stage
+    if cfg.by == "people":
+        _ask_for_edits(store, [sample for _, sample in samples], round_id=round_id, workspace=workspace)
+    else:
+        _simulate_edits(store, samples, cfg, seed=seed)
+    return {edit.sample_id: edit.text for edit in store.edits(round_id=round_id, stage=stage)}
+
+
+def _simulate_edits(
     store: LabelStore, samples: Sequence[tuple[Example, Sample]], cfg: EditsConfig, *, seed: int
 ) -> None:
     """Every answer goes to one editor; their edits are stored as those of simulated raters."""
@@ -130,7 +164,7 @@ def simulate_edits(
     store.record_edits(edits)
 
 
-def ask_for_edits(store: LabelStore, samples: Sequence[Sample], *, round_id: str, workspace: Path) -> None:
+def _ask_for_edits(store: LabelStore, samples: Sequence[Sample], *, round_id: str, workspace: Path) -> None:
     """Put every answer into the queue once.
 
     Raises:
