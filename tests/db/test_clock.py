@@ -10,6 +10,7 @@ from workbench import A_BETTER, B_BETTER, assert_places_add_up, claim, finish, p
 
 from postgrad.db.tables import LabelRow
 from postgrad.errors import StaleError
+from postgrad.feedback import assignments
 from postgrad.feedback import queue as queue_module
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import Nothing
@@ -36,8 +37,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.offset = 0.0
-        real = queue_module._now
-        monkeypatch.setattr(queue_module, "_now", lambda session: real(session) + timedelta(seconds=self.offset))
+        real = queue_module.now_of
+        monkeypatch.setattr(queue_module, "now_of", lambda session: real(session) + timedelta(seconds=self.offset))
 
 
 def seconds_from_now(at: datetime) -> float:
@@ -50,7 +51,7 @@ def test_the_databases_clock_decides_where_it_has_one_and_never_a_clients(
     ahead = 0.0 if url.startswith("postgresql") else 3 * HOUR
     with LabelStore(url) as store:
         queue = queue_of(store, 1)
-        monkeypatch.setattr(queue_module, "datetime", Ahead)
+        monkeypatch.setattr(assignments, "datetime", Ahead)
         got = claim(queue, "ada")
         assert seconds_from_now(got.lease_until) == pytest.approx(LEASE + ahead, abs=60)
         receipt = queue.submit(got.id, "ada", shown(got, A_BETTER), client_key="k", milliseconds=10**9)

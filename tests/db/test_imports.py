@@ -305,7 +305,7 @@ def test_bad_rows_are_skipped_on_request_and_listed(
     arguments = ("label", "import", path, "--db", url, "--format", "questions")
     code, _, err = call(capsys, *arguments)
     assert code == 2
-    assert "mend or remove 25 of 28 rows, nothing was imported" in err
+    assert "mend or remove 25 of 28 rows, nothing was taken from it" in err
     code, out, err = call(capsys, *arguments, "--skip-bad")
     assert (code, out) == (1, "3 rows: 3 labels, 0 new tasks\n")
     assert err.startswith("25 rows were left out:\nline 2: 'answers' must hold two or more texts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workbench import ROUND, answer, claim, fill, plain
+from workbench import ROUND, answer, claim, fill, plain, talked
 
 from postgrad.config.pairs import PairsConfig, PairSourceConfig
 from postgrad.errors import DataError
@@ -70,7 +70,7 @@ def test_every_turn_of_a_conversation_is_a_choice(url: str) -> None:
         ]
         queue.add([NewTask("converse", "p0")], round_id=ROUND)
         got = claim(queue, "ada")
-        queue.submit(got.id, "ada", {"turns": turns}, client_key=got.id)
+        queue.submit(got.id, "ada", talked(store, got, turns), client_key=got.id)
         one, two = (f.pair for f in read_label_pairs(store, LABELS))
         assert [m.content for m in one.prompt.messages] == ["Hello"]
         assert (one.better.text, one.worse.text, one.strength) == ("ho", "hi", 2)

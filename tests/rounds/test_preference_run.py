@@ -230,7 +230,7 @@ def test_a_label_that_comes_in_during_a_run_does_not_change_what_it_learns(capsy
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("postgrad.rounds.preference.train_preference", cut)
+        patch.setattr("postgrad.rounds.learn.train_preference", cut)
         assert run(capsys, path, workspace)[0] == 130
     with LabelStore(sqlite_url(workspace / "postgrad.db")) as store:
         store.add_raters("human", {"bob": {}})
@@ -270,6 +270,7 @@ def test_a_run_that_was_cut_off_anywhere_ends_where_an_uninterrupted_one_does(
 
 
 def test_the_reference_is_read_once_and_gone_while_the_policy_learns(capsys, recipe, tmp_path, monkeypatch):
+    from postgrad.rounds import learn as learning
     from postgrad.rounds import preference as rounds
 
     loaded, real = [], rounds.load_policy
@@ -279,7 +280,7 @@ def test_the_reference_is_read_once_and_gone_while_the_policy_learns(capsys, rec
         return real(directory, **options)
 
     during = []
-    learn = rounds.train_preference
+    learn = learning.train_preference
 
     def watched(*args, **kwargs):
         before = len(loaded)
@@ -287,7 +288,7 @@ def test_the_reference_is_read_once_and_gone_while_the_policy_learns(capsys, rec
         during.append(len(loaded) - before)
 
     monkeypatch.setattr(rounds, "load_policy", load)
-    monkeypatch.setattr(rounds, "train_preference", watched)
+    monkeypatch.setattr(learning, "train_preference", watched)
     assert run(capsys, recipe(), tmp_path / "w")[0] == 0
     assert loaded == ["tiny", "tiny", "policy", "tiny"], "to read, to learn, to evaluate the policy, and its reference"
     assert during == [0]
