@@ -155,3 +155,4 @@ def test_without_a_policy_nobody_is_handed_a_conversation(database: tuple[str, P
     with serving(database[0]) as (address, _), browsing() as page:
         page.goto(address)
         page.locator(".pg-nothing", has_text="There is nothing to label").wait_for(timeout=60_000)
+        assert page.locator(".pg-say").count() == 0
