@@ -149,7 +149,9 @@ def test_a_reward_model(tiny_model_directory, tmp_path, dtype):
         scores = asyncio.run(grader.grade(Group(EXAMPLE, tuple(trajectories))))
         return torch.tensor([s.value for s in scores])
 
-    close(*on_both(train), dtype)
+    cpu, gpu = on_both(train)
+    close(cpu, gpu, dtype)
+    assert cpu.std() > 0.5, "standardised, so that they are not all one number"
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -193,8 +195,11 @@ def test_pretraining_and_its_evaluation():
         said = read_next_tokens(model, stream, silent)
         return torch.tensor(said.nats), torch.tensor(said.confidence).sum((0, 1)), torch.tensor(said.probability).sum(0)
 
-    for cpu, gpu in zip(*on_both(work), strict=True):
+    on_cpu, on_gpu = on_both(work)
+    for cpu, gpu in zip(on_cpu, on_gpu, strict=True):
         close(cpu, gpu)
+    nats_a_token = on_cpu[0] / torch.tensor([21, 8])
+    assert (nats_a_token - torch.tensor(50.0).log()).abs().max() < 0.2, "a fresh model knows nothing of either document"
 
 
 def test_a_tensor_left_on_the_cpu_is_found():

@@ -9,26 +9,40 @@ import sys
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "fastapi")
 
 
-def fastest_of_five(*arguments: str) -> float:
-    """Seconds on the processor, where nobody else's turn counts, of the fastest of five fresh interpreters."""
-    times = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(times)
+TYPER = """
+import sys, typer
+app = typer.Typer()
+app.command("a")(lambda: None)
+app.command("b")(lambda: None)
+sys.argv = ["postgrad", "--help"]
+app()
+"""
+HELP = "import sys; from postgrad.cli import main; sys.argv = ['postgrad', '--help']; main()"
 
 
-def test_importing_the_package_takes_less_than_300_milliseconds() -> None:
-    assert fastest_of_five("-c", "import postgrad") < 0.3
+def seconds(code: str) -> float:
+    """On the processor, where nobody else's turn counts, of a fresh interpreter."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_the_help_page_takes_less_than_500_milliseconds() -> None:
-    assert (
-        fastest_of_five("-c", "import sys; from postgrad.cli import main; sys.argv = ['postgrad', '--help']; main()")
-        < 0.5
-    )
+def times_typer(code: str) -> float:
+    """The fastest of five interpreters against the fastest of five that print typer's help page of two empty commands.
+
+    A ratio of runs that take turns: half a second is one thing on a quick machine and another on a slow one.
+    """
+    runs = [(seconds(code), seconds(TYPER)) for _ in range(5)]
+    return min(ours for ours, _ in runs) / min(theirs for _, theirs in runs)
+
+
+def test_importing_the_package_takes_a_fraction_of_a_help_page() -> None:
+    assert times_typer("import postgrad") < 0.4
+
+
+def test_the_help_page_takes_at_most_twice_that_of_an_empty_command_line() -> None:
+    assert times_typer(HELP) < 2
 
 
 def test_importing_the_command_line_loads_no_heavy_package() -> None:

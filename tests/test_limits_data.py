@@ -26,10 +26,13 @@ def runs(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
 
 
-def test_thirty_two_examples_of_eight_capabilities_can_be_trained_on() -> None:
-    assert len(read_examples(limits_data_path())) == 32
-    assert set(Counter(row["capability"] for row in trained).values()) == {4}
-    assert len({row["id"] for row in trained}) == len({row["prompt"] for row in trained}) == 32
+def test_thirty_two_limits_of_eight_capabilities_and_three_times_as_many_look_alikes_can_be_trained_on() -> None:
+    assert len(read_examples(limits_data_path())) == 128
+    counts = Counter((row["split"], row["capability"]) for row in trained)
+    assert len(counts) == 16
+    assert {split: num for (split, _), num in counts.items()} == {"limits": 4, "look-alikes": 12}
+    assert set(counts.values()) == {4, 12}
+    assert len({row["id"] for row in trained}) == len({row["prompt"] for row in trained}) == 128
     assert load_recipe(recipe_path("limits"), ()).method == "sft"
 
 

@@ -86,23 +86,23 @@ def test_a_grader_that_raises_abstains_from_its_group_alone(error):
 
 @pytest.mark.parametrize("sleep", [asyncio.sleep, time.sleep], ids=["awaiting", "blocking"])
 def test_a_grader_that_hangs_abstains_after_the_timeout_and_the_others_go_on(monkeypatch, sleep):
-    monkeypatch.setattr(rollout, "GRADER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(rollout, "GRADER_TIMEOUT_S", 0.5)
 
     class Sleeper:
         name = "sleeper"
 
         async def grade(self, group):
             if group.example.id == "b":
-                waiting = sleep(0.8)
+                waiting = sleep(4)
                 if waiting is not None:
                     await waiting
             return scores(1.0)
 
     began = time.perf_counter()
     groups = grade([answered("a"), answered("b"), answered("c")], Sleeper())
-    assert time.perf_counter() - began < 0.7
+    assert time.perf_counter() - began < 3.5
     assert [[t.reward for t in g.trajectories] for g in groups] == [[1.0] * 3, [None] * 3, [1.0] * 3]
-    assert given(groups[1])[0] == [("sleeper", None, "failed: no answer within 0.1 s")]
+    assert given(groups[1])[0] == [("sleeper", None, "failed: no answer within 0.5 s")]
 
 
 def test_hanging_calls_are_counted_because_a_thread_cannot_be_killed(monkeypatch):
@@ -112,6 +112,7 @@ def test_hanging_calls_are_counted_because_a_thread_cannot_be_killed(monkeypatch
         with pytest.raises(GraderError, match=r"4 calls of grader 'stuck' hang, each for more than 0\.05 s"):
             grade([answered(str(i)) for i in range(9)], Table(lambda _: release.wait(20), "stuck"))
         assert sum(thread.name == "grader stuck" for thread in threading.enumerate()) == 4
+        monkeypatch.setattr(rollout, "GRADER_TIMEOUT_S", 60)
         (group,) = grade([answered("x")], Table(scores(1.0), "quick"))
         assert group.trajectories[0].reward == 1.0, "another grader is not held responsible"
     finally:
@@ -176,13 +177,13 @@ def test_a_function_grades_every_answer():
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (catastrophic, "TimeoutError: no answer within 0.5 s; its process was killed"),
+        (catastrophic, "TimeoutError: no answer within 2 s; its process was killed"),
         (crashing, "GraderError: its process ended with exit code 3"),
         (raising, "GraderError: KeyError: 'b'"),
     ],
 )
 def test_a_function_that_hangs_crashes_or_raises_costs_its_group_alone(function, said):
-    grader = FunctionGrader("plain", function, timeout_s=0.5)
+    grader = FunctionGrader("plain", function, timeout_s=2)
     groups = grade([answered("a"), answered("b"), answered("c")], grader)
     assert [[t.reward for t in g.trajectories] for g in groups] == [[1.0] * 3, [None] * 3, [1.0] * 3]
     assert given(groups[1])[0] == [("plain", None, f"failed: {said}")]
@@ -210,7 +211,7 @@ def test_a_function_does_not_outlive_a_run_that_was_killed(tmp_path):
     run.kill()
     run.join()
     assert is_running(int(path.read_text()))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while is_running(int(path.read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.05)

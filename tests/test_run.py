@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from postgrad.errors import DataError, StoreError
+from postgrad.rounds.context import write_lines
 from postgrad.run import (
     METRIC_KEYS,
     RunDirectory,
     WorkspaceLock,
     atomic_write,
+    read_json_lines,
     read_metrics,
     sha256_file,
     sha256_tree,
@@ -234,3 +236,9 @@ def test_the_steps_whose_trajectories_were_saved_are_known(tmp_path: Path) -> No
     for step in (12, 3, 10_000):
         run.save_groups(step, [group("a")])
     assert run.saved_steps() == [3, 12, 10_000]
+
+
+def test_a_line_ends_where_json_ends_it_whatever_an_answer_holds(tmp_path: Path) -> None:
+    rows = [{"text": "one\u2028two\u0085three\u2029"}, {"text": "\r\n"}]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert read_json_lines(tmp_path / "rows.jsonl") == rows

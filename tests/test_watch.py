@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watching import find_warnings
 
 from postgrad.config.preference import PreferenceRecipe
 from postgrad.config.pretrain import PretrainRecipe
 from postgrad.config.round import Recipe
 from postgrad.metrics import BETTER, METRIC_KEYS, TITLES
 from postgrad.run import RunDirectory, read_metrics
-from postgrad.watch import ADVICE, RULES, RunWatch, find_warnings
+from postgrad.watch import ADVICE, RULES, RunWatch
 
 Rows = list[dict[str, float]]
 TINY_RL = Path(__file__).parent / "tiny_rl_metrics.jsonl"

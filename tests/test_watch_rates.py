@@ -6,8 +6,9 @@ from functools import partial
 from random import Random
 
 import pytest
+from watching import find_warnings
 
-from postgrad.watch import RULES, find_warnings
+from postgrad.watch import RULES
 
 Rows = list[dict[str, float]]
 Curve = Callable[[Random], Rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tiny_round import NO_BAR, make_rows
+from tiny_round import FIRST_STAGES, NO_BAR, make_rows
 
 METHODS = """
 [[methods]]
@@ -37,7 +37,8 @@ name = "distill"
 distill = { learning_rate = 1e-3 }
 teacher = { system = "zzzz zzzz" }
 """
-RECIPE = """
+RECIPE = (
+    """
 method = "compare"
 name = "tiny-compare"
 seed = 7
@@ -46,25 +47,9 @@ batch_tokens = 2048
 [model]
 name = {model}
 
-[data]
-source = "rows.jsonl"
-system = "Be brief."
-
-[sft]
-num_examples = 12
-examples_per_step = 3
-learning_rate = 1e-2
-
-[labels]
-num_prompts = 16
-answers_per_prompt = 3
-num_raters = 4
-
-[reward]
-prompts_per_step = 4
-learning_rate = 1e-3
-bar = {bar}
-
+"""
+    + FIRST_STAGES
+    + """
 [budget]
 passes = 1
 prompts_per_step = 4
@@ -75,6 +60,7 @@ num_prompts = 10
 num_raters = 3
 resamples = 50
 """
+)
 
 
 def write_comparison(folder: Path, model: Path, *, methods: str = METHODS) -> Path:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONWA
 NO_BAR = "{ min_accuracy = 0.0, max_calibration_error = 1.0, max_probe_gain = 1e9 }"
 """Any reward model passes it."""
 
-RECIPE = """
-name = "tiny"
-seed = 7
-batch_tokens = 2048
-
-[model]
-name = {model}
-lora_rank = {lora_rank}
-
+FIRST_STAGES = """\
 [data]
 source = "rows.jsonl"
 system = "Be brief."
@@ -51,7 +44,20 @@ num_raters = 4
 prompts_per_step = 4
 learning_rate = 1e-3
 bar = {bar}
+"""
+RECIPE = (
+    """
+name = "tiny"
+seed = 7
+batch_tokens = 2048
 
+[model]
+name = {model}
+lora_rank = {lora_rank}
+
+"""
+    + FIRST_STAGES
+    + """
 [rl]
 algorithm = "{algorithm}"
 steps = 4
@@ -73,6 +79,7 @@ max_length_ratio = 100
 max_truncated_frac = 1
 max_kl = 1e6
 """
+)
 
 
 def make_rows() -> list[dict[str, Any]]:
@@ -148,24 +155,48 @@ class Forked:
         return self.process.exitcode
 
 
-def fork(folder: Path, *arguments: object, max_file_bytes: int | None = None) -> Forked:
-    """Start the command line; what it says goes to `folder`/out and `folder`/err."""
+def fork(folder: Path, *arguments: object, max_file_bytes: int | None = None, dies_at: str = "") -> Forked:
+    """Start the command line; what it says goes to `folder`/out and `folder`/err.
+
+    It gets kill -9 right after it opened or renamed to a path that contains `dies_at`.
+    """
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["postgrad.rounds.round", "postgrad.rounds.summary", "postgrad.recipes"])
-    process = context.Process(target=_command, args=(folder, list(map(str, arguments)), max_file_bytes))
+    process = context.Process(target=_command, args=(folder, list(map(str, arguments)), max_file_bytes, dies_at))
     process.start()
     return Forked(process, folder)
 
 
-def _command(folder: Path, arguments: list[str], max_file_bytes: int | None) -> None:
+def killed_at(path: str, folder: Path, *arguments: object) -> None:
+    """Run the command line up to there."""
+    process = fork(folder, *arguments, dies_at=path)
+    assert process.wait() == -signal.SIGKILL, process.err
+
+
+def _command(folder: Path, arguments: list[str], max_file_bytes: int | None, dies_at: str) -> None:
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     if max_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+    if dies_at:
+        _die_at(dies_at)
     sys.argv = ["postgrad", *arguments]
     gc.freeze()
     main()
+
+
+def _die_at(path: str) -> None:
+    """An audit hook is told before a thing is done, so what it hears next comes after."""
+    reached = False
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        nonlocal reached
+        if reached:
+            signal.raise_signal(signal.SIGKILL)  # os.kill would be audited, too
+        reached = event in ("open", "os.rename") and path in str(args[event == "os.rename"])
+
+    sys.addaudithook(hook)
 
 
 def files_below(directory: Path) -> list[str]:

@@ -34,6 +34,8 @@ CARELESS = 1 / 3
 
 @dataclass(frozen=True)
 class Answer:
+    prompt: str
+    text: str
     features: tuple[float, ...]
     utility: float
     num_words: int
@@ -66,8 +68,9 @@ def spoiled(row: Mapping[str, Any], other: str, dice: random.Random) -> str:
     return "" if dice.random() < 0.3 else f"{' '.join(words[:12])}."
 
 
-def answers(num_pairs: int, dice: random.Random) -> list[tuple[Answer, Answer]]:
-    rows = [row for row in quickstart_rows() if row["reference"]]
+def answers(num_pairs: int, dice: random.Random, splits: Sequence[str] = ()) -> list[tuple[Answer, Answer]]:
+    """Pairs of answers to prompts of these splits, by default of all."""
+    rows = [row for row in quickstart_rows() if row["reference"] and (not splits or row["split"] in splits)]
     found = []
     for _ in range(num_pairs):
         row, other = dice.choice(rows), dice.choice(rows)["reference"]
@@ -86,7 +89,7 @@ def _measured(row: Mapping[str, Any], text: str) -> Answer:
     num_words = got["words"] or 0.0
     names = ("constraints_met", "reference_contained", "repeated_trigrams", "ends_properly", "empty", "question_echo")
     features = (*(got[name] or 0.0 for name in names), float(np.log1p(num_words)), num_words / 50)
-    return Answer(features, utility(got), int(num_words))
+    return Answer(row["prompt"], text, features, utility(got), int(num_words))
 
 
 def labelled(

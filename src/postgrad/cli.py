@@ -414,15 +414,14 @@ def _prepare(
 def _prepare_preference(
     recipe: PreferenceRecipe, path: Path, workspace: Path
 ) -> tuple[Plan, Callable[[Bars], Manifest]]:
-    pairs = None if recipe.data.source == "labels" else _source(recipe.data.source, path)
     from postgrad.rounds.preference import initial_policy, longest_group, run_preference
     from postgrad.rounds.preflight import plan_run
 
     initial = initial_policy(recipe.model.name, workspace)
-    longest = longest_group(recipe, initial=initial, workspace=workspace, source=pairs)
-    plan = plan_run(recipe, initial=initial, source=pairs, longest_group=longest)
+    longest = longest_group(recipe, initial=initial, workspace=workspace, folder=path.parent)
+    plan = plan_run(recipe, initial=initial, source=None, longest_group=longest)
     return plan, lambda bars: run_preference(
-        recipe, workspace=workspace, initial=initial, source=pairs, bar=bars.open, announce=bars.announce
+        recipe, workspace=workspace, initial=initial, folder=path.parent, bar=bars.open, announce=bars.announce
     )
 
 

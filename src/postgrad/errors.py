@@ -12,7 +12,8 @@ PostgradError
 ├── GateFailed                the candidate may not be released
 ├── AccessError               this person may not do that, or is not who they say
 └── StoreError                the label store, the workspace or the disk
-    └── StaleError            somebody, perhaps the same person in another tab, has been there since
+    ├── StaleError            somebody, perhaps the same person in another tab, has been there since
+    └── CollisionError        two transactions waited for each other, and the database took this one back
 """
 
 
@@ -65,4 +66,8 @@ class StoreError(PostgradError):
 
 
 class StaleError(StoreError):
+    pass
+
+
+class CollisionError(StoreError):
     pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -126,6 +125,8 @@ def _answers(
 
 
 def _of_model(path: Path, name: str, examples: Sequence[Example], system: str, max_tokens: int) -> list[Completion]:
+    import asyncio
+
     from rich.console import Console
     from rich.progress import Progress
 

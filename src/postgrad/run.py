@@ -49,6 +49,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise StoreError(problem) from e
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """One object a line; answers hold characters, such as U+2028, that `str.splitlines` takes for the end of one."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Replace `path` by `content` in one step, on the disk before this returns; folders are made as needed.
 

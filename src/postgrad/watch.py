@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from statistics import correlation, fmean, median, stdev
@@ -136,12 +136,6 @@ class Watcher:
             self._quiet[key] += 1
             if self._quiet[key] >= REARM:
                 del self._quiet[key]
-
-
-def find_warnings(rows: Iterable[Row]) -> list[RunWarning]:
-    """All warnings of a run, in the order in which they would have been given."""
-    watcher = Watcher()
-    return [warning for row in rows for warning in watcher.push(row)]
 
 
 class RunWatch:

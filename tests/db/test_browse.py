@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import update
-from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, claim, fill, finish, plain, shown
+from workbench import A_BETTER, B_BETTER, ROUND, TIE, answer, claim, fill, finish, plain, shown, talked
 
 from postgrad.db.tables import LabelRow
 from postgrad.errors import AccessError, DataError
@@ -132,6 +132,19 @@ def test_text_is_found_where_a_person_reads_it_and_only_there(desk: Desk) -> Non
         "same_thing": [2], "samething": [], "sameXthing": [], "content": [], "strength": [], '"': [], "user": [],
     }  # fmt: skip
     assert {text: desk.found(desk.who["lead"], text=text) for text in wanted} == wanted
+
+
+def test_the_answers_of_conversations_are_searched_whether_or_not_they_were_chosen(desk: Desk) -> None:
+    lead, store = desk.who["lead"], desk.store
+    names = store.add_samples(answer("p1", text) for text in ("Guten Tag, 100% !", "Ahoy\u00dc", "never offered"))
+    desk.queue.add([NewTask("converse", "p1", priority=9), NewTask("write", "p1", priority=8)], round_id=ROUND)
+    got = claim(desk.queue, desk.ada.id)
+    turns = [{"message": "Hello there", "candidates": names[:2], "order": [1, 0], "chosen": 0}]
+    desk.queue.submit(got.id, desk.ada.id, talked(store, got, turns), client_key="talk")
+    finish(desk.queue, desk.ada.id, {"text": "Mine."})
+    wanted = {"guten tag": [5], "100% !": [5], "Ahoy\u00dc": [5], "hello": [5], "never": [], names[0]: []}
+    assert {text: desk.found(lead, text=text) for text in wanted} == wanted
+    assert desk.found(desk.bob, text="guten tag") == []
 
 
 def test_filters(desk: Desk) -> None:

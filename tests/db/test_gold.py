@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from tiny_round import call
-from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, TIE, claim, fill, finish, plain, queue_of, shown
+from workbench import A_BETTER, B_BETTER, PEOPLE, ROUND, TIE, answer, claim, fill, finish, plain, queue_of, shown
 
 from postgrad.db.engine import sqlite_url
 from postgrad.db.tables import AssignmentRow, ComparisonRow, EventRow, TaskRow
@@ -25,6 +25,7 @@ from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Submission
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask, Nothing
+from postgrad.feedback.values import Kind
 from postgrad.types import Preference
 
 Capture = pytest.CaptureFixture[str]
@@ -235,3 +236,62 @@ def test_the_command_makes_gold_and_says_how_much(url: str, capsys: Capture) -> 
     with LabelStore(url) as store:
         assert len(trained_on(store)) == 3
     assert "0 of 0" in call(capsys, "label", "gold", "make", 2, "--db", url, "--min-people", 4)[1]
+
+
+ANSWERS: dict[Kind, tuple[dict[str, Any], dict[str, Any]]] = {
+    "edit": ({}, {"text": "x p0!"}),
+    "write": ({}, {"text": "Mine."}),
+    "converse": ({}, {"turns": [{"message": "Hi", "candidates": ["a"], "order": [0], "chosen": 0}]}),
+    "redteam": (
+        {"harms": ["insult"]},
+        {"turns": [{"message": "Hi", "candidates": ["a"], "order": [0], "chosen": 0}], "severity": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_kinds_of_which_many_answers_are_right_are_no_gold(url: str, kind: Kind) -> None:
+    details, known = ANSWERS[kind]
+    with LabelStore(url) as store:
+        queue = LabelQueue(store, plain(gold_frac=1))
+        fill(store, 1)
+        (sample,) = store.add_samples([answer("p0", "x p0", 3)])
+        task = NewTask(kind, sample if kind == "edit" else "p0", details=details, answer=known)
+        with pytest.raises(DataError, match=f"of kind {kind} are right, so that none is known; make gold of compare,"):
+            queue.add([task], round_id=ROUND)
+
+
+@pytest.mark.parametrize(
+    ("kind", "details", "known", "wrong"),
+    [
+        ("rate", {"axes": ["clear"], "flags": ["rude"]}, {"axes": {"clear": 6}}, {"axes": {"clear": 4}}),
+        ("review", {"steps": ["one", "two"]}, {"steps": ["good", "bad"]}, {"steps": ["good", "good"]}),
+    ],
+)
+def test_gold_of_the_other_kinds_tells_right_from_wrong(
+    url: str, kind: Kind, details: dict[str, Any], known: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    with LabelStore(url) as store:
+        queue = LabelQueue(store, plain(gold_frac=1))
+        fill(store, 1)
+        (sample,) = store.add_samples([answer("p0", "x p0", 3)])
+        queue.add([NewTask(kind, sample, details=details, answer=known)], round_id=ROUND)
+        finish(queue, "ada", known)
+        finish(queue, "bob", wrong)
+        (task,) = gold_tasks(store)
+        assert task.right is not None
+        assert (task.right.value, task.right.num) == (0.5, 2)
+
+
+def test_a_gold_edit_of_an_earlier_version_loses_no_label_and_is_asked_no_more(url: str) -> None:
+    with LabelStore(url) as store:
+        queue = LabelQueue(store, plain(gold_frac=1, pause_after=1))
+        fill(store, 1)
+        (sample,) = store.add_samples([answer("p0", "x p0", 3)])
+        queue.add([NewTask("edit", sample)], round_id=ROUND)
+        got = claim(queue, "ada")
+        with store.writing() as session:
+            session.execute(update(TaskRow).values(gold=True, answer={"text": "x p0!"}, free=0))
+            session.execute(update(AssignmentRow).values(gold=True))
+        assert queue.submit(got.id, "ada", {"text": "y"}, client_key="k").label_id == 1
+        assert isinstance(queue.claim("bob"), Nothing)

@@ -10,7 +10,7 @@ from workbench import ROUND, answer, claim, fill, plain, talked
 from postgrad.config.pairs import PairsConfig, PairSourceConfig
 from postgrad.errors import DataError
 from postgrad.feedback.pair_labels import read_label_pairs
-from postgrad.feedback.pair_sources import read_pairs
+from postgrad.feedback.pair_sources import read_pairs, split_labels
 from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Submission
 from postgrad.feedback.store import LabelStore
@@ -30,17 +30,19 @@ def test_comparisons_rankings_and_ties(url: str) -> None:
             [
                 Submission(Preference(first, "ada", ((1,), (0,)), strength=3, weight=0.5), (0, 1)),
                 Submission(Preference(first, "bob", ((0, 1),)), (0, 1)),
+                Submission(Preference(first, "dee", ((0, 1),), both_bad=True), (0, 1)),
                 Submission(Preference(second, "bob", (), rationale="no idea"), (0, 1)),
                 Submission(Preference(second, "judge", ((0,), (1,))), (0, 1)),
                 Submission(Preference(ranking, "cyd", ((2,), (0, 1))), (0, 1, 2)),
             ]
         )
-        pairs = [f.pair for f in read_label_pairs(store, LABELS)]
+        pairs = [f.label for f in read_label_pairs(store, LABELS)]
         assert [(p.rater, p.better.text, p.worse.text, p.tie) for p in pairs] == [
-            ("ada", "y p0", "x p0", False), ("bob", "x p0", "y p0", True), ("cyd", "three", "one", False),
-            ("cyd", "three", "two", False), ("cyd", "one", "two", True),
+            ("ada", "y p0", "x p0", False), ("bob", "x p0", "y p0", True), ("dee", "x p0", "y p0", True),
+            ("cyd", "three", "one", False), ("cyd", "three", "two", False), ("cyd", "one", "two", True),
         ]  # fmt: skip
         assert (pairs[0].strength, pairs[0].weight) == (3, 0.5)
+        assert [p.both_bad for p in pairs if p.tie] == [False, True, True], "the worst of a ranking are no good answers"
         assert (pairs[0].better.token_ids, pairs[0].better.checkpoint) == ((1, 2), "cd" * 32)
         assert read_label_pairs(store, PairSourceConfig(format="labels", rounds=("0002-other",))) == []
         assert len(read_label_pairs(store, PairSourceConfig(format="labels", kinds=("rank",)))) == 3
@@ -52,9 +54,9 @@ def test_an_edit_is_better_than_what_was_edited(url: str) -> None:
         (sample,) = store.add_samples([answer("p0", "a bad answer")])
         store.record_edits([Edit(sample, "ada", "a bad answer", "a good answer")])
         (found,) = read_label_pairs(store, LABELS)
-        assert (found.pair.better.text, found.pair.worse.text) == ("a good answer", "a bad answer")
-        assert (found.pair.better.token_ids, found.pair.worse.token_ids) == ((), (1, 2))
-        assert found.pair.prompt.messages[-1].content == "Say p0."
+        assert (found.label.better.text, found.label.worse.text) == ("a good answer", "a bad answer")
+        assert (found.label.better.token_ids, found.label.worse.token_ids) == ((), (1, 2))
+        assert found.label.prompt.messages[-1].content == "Say p0."
         assert read_label_pairs(store, PairSourceConfig(format="labels", rounds=(ROUND,))) == [found]
         assert read_label_pairs(store, PairSourceConfig(format="labels", rounds=("0002-other",))) == []
 
@@ -71,7 +73,7 @@ def test_every_turn_of_a_conversation_is_a_choice(url: str) -> None:
         queue.add([NewTask("converse", "p0")], round_id=ROUND)
         got = claim(queue, "ada")
         queue.submit(got.id, "ada", talked(store, got, turns), client_key=got.id)
-        one, two = (f.pair for f in read_label_pairs(store, LABELS))
+        one, two = (f.label for f in read_label_pairs(store, LABELS))
         assert [m.content for m in one.prompt.messages] == ["Hello"]
         assert (one.better.text, one.worse.text, one.strength) == ("ho", "hi", 2)
         assert [(m.role, m.content) for m in two.prompt.messages] == [
@@ -100,11 +102,11 @@ def test_a_mixture_weighs_its_sources_and_splits_by_the_first_message(url: str, 
         ("labels", 40, 3),
         ("more.jsonl", 40, 0.5),
     ]
-    assert {p.weight for p in data.pairs if p.source == "labels"} == {3}
-    assert {p.prompt.messages[0].content for p in data.pairs} == {"Be brief."}
+    assert {p.weight for p in data.labels if p.source == "labels"} == {3}
+    assert {p.prompt.messages[0].content for p in data.labels} == {"Be brief."}
     gone = next(o for o in data.oddities if o.problem == "checkpoint_gone")
     assert (gone.count, gone.dropped, gone.sources) == (40, 0, {"labels": 40})
-    train, validation = data.split(0.3)
+    train, validation = split_labels(data.pairs, 0.3)
     sides = [{p.prompt.messages[-1].content for p in part} for part in (train, validation)]
     assert not sides[0] & sides[1]
     assert len(train) == 2 * len(sides[0])

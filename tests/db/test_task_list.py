@@ -13,6 +13,9 @@ from postgrad.feedback.roster import roster
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.task_list import TaskFilter, TaskLine, change_tasks, count_tasks, ranges, task_page
 from postgrad.feedback.tasks import NewTask, Nothing
+from postgrad.types import Conversation, Example, Message
+
+SYSTEM = Message("system", "Be brief.")
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +47,14 @@ def test_a_list_counts_places_and_tells_why_tasks_were_skipped(queue: LabelQueue
     assert (line.overlap, line.done, line.free, line.leased) == (2, 1, 0, 1)
     assert (line.skips, line.disputed, line.prompt) == (("not my language",), False, "Say p0.")
     assert listed(queue, skipped=True) == [1]
+
+
+def test_a_conversation_nobody_began_is_shown_by_what_there_is_to_do(queue: LabelQueue) -> None:
+    queue.store.add_prompts([Example("nothing", Conversation(())), Example("told", Conversation((SYSTEM,)))])
+    tasks = [NewTask("redteam", "nothing", {"harms": ["privacy"], "instruction": "Get an\naddress."})]
+    tasks += [NewTask("converse", "told", {"instruction": "Plan a trip."}), NewTask("converse", "told", {"number": 1})]
+    queue.add(tasks, round_id=ROUND)
+    assert [one(queue, i).prompt for i in (5, 6, 7)] == ["Get an address.", "Plan a trip.", "Be brief."]
 
 
 def test_disputed_tasks_are_those_whose_answers_differ(queue: LabelQueue) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from postgrad.evals.length_control import length_controlled
+from postgrad.evals.length_control import length_controlled, length_slope
 
 
 def planted(*, skill, bias, num=4000, lean=0.0, seed=0):
@@ -54,3 +54,25 @@ def test_swapping_the_sides_turns_it_around():
     draws = draws_for(500)
     rate, low, high = length_controlled(scores, longer, draws)
     assert length_controlled(1 - scores, -longer, draws) == pytest.approx((1 - rate, 1 - high, 1 - low))
+
+
+def test_the_slope_is_read_within_prompts_by_hand():
+    """(0.5 * 1 * 2 + 1 + 1 + 4) / (0.25 * 2 + 1 + 1 + 4): what prompts differ in counts for nothing."""
+    rewards, tokens = [[1.0, 3.0], [100.0, 100.0, 103.0], [9.0, 5.0]], [[1, 2], [2, 2, 5], [40, 40]]
+    found = length_slope(rewards, tokens)
+    assert found["slope"]["value"] == pytest.approx(7 / 6.5)
+    assert found["slope"]["num"] == 2
+    assert found["explained"] == pytest.approx(49 / (6.5 * 8))
+    assert found["centre"] == pytest.approx(92 / 7)
+    assert length_slope(rewards[1:], tokens[1:]) is None
+
+
+def test_the_interval_of_the_slope_holds_the_truth_as_often_as_it_says():
+    dice = np.random.default_rng(3)
+    held = 0
+    for _ in range(100):
+        tokens = dice.integers(1, 40, size=(60, 4))
+        rewards = 0.1 * tokens + dice.normal(0, 1, size=(60, 4)) + dice.normal(0, 3, size=(60, 1))
+        slope = length_slope(rewards.tolist(), tokens.tolist())["slope"]
+        held += slope["low"] < 0.1 < slope["high"]
+    assert 88 <= held <= 99

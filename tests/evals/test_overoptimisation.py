@@ -51,10 +51,24 @@ def test_a_fall_is_one_only_where_its_interval_says_so():
 
 
 def test_a_point_has_its_distance_and_its_intervals():
-    found = point(4.0, [1.0, 2.0, 3.0], [0.0, 0.0, 3.0])
+    found = point(4.0, [1.0, 2.0, 3.0] * 3, [0.0, 0.0, 3.0] * 3)
     assert (found["sqrt_kl"], found["proxy"], found["gold"]) == (2.0, 2.0, 1.0)
     assert found["gold_low"] == 0.0 < found["gold"] < found["gold_high"] <= 3.0
-    assert math.isclose(point(-1e-9, [1.0], [1.0])["sqrt_kl"], 0.0)
+    assert math.isclose(point(-1e-9, [1.0] * 8, [1.0] * 8)["sqrt_kl"], 0.0)
+
+
+def test_scores_that_nobody_has_given_yet_count_for_nothing():
+    later = [math.nan] * 3
+    found = point(1.0, [2.0] * 11, [0.25] * 4 + [0.75] * 4 + later)
+    assert found["gold"] == 0.5
+    assert found["gold_low"] < 0.5 < found["gold_high"]
+    known = point(1.0, [2.0] * 11, [1.0] * 7 + [math.nan] + later)
+    assert (known["gold"], known["gold_low"], known["gold_high"]) == (None, None, None)
+    assert (known["proxy"], found["proxy"]) == (2.0, 2.0)
+    fall = fallen([1.0] * 8 + later + [1.0], [0.0] * 8 + [5.0] * 3 + [math.nan])
+    assert fall == {"change": -1.0, "low": -1.0, "high": -1.0}
+    assert fallen([1.0] * 8, [0.0] * 7 + [math.nan]) is None
+    assert peak([{"gold": 0.5}, {"gold": None}, {"gold": 0.6}]) == 2
 
 
 def test_of_equal_peaks_the_earliest_counts():

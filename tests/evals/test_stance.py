@@ -57,9 +57,10 @@ def test_the_stance_of_an_answer_is_what_a_reader_would_say(answer: str, expecte
     assert stance(answer) == expected
 
 
-def test_every_limit_example_that_is_trained_on_admits_its_limit() -> None:
+def test_every_limit_that_is_trained_on_is_admitted_and_no_look_alike_is() -> None:
     rows = [json.loads(line) for line in limits_data_path().read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in rows if stance(row["completion"]) != "admits"] == []
+    admitted = {row["id"] for row in rows if stance(row["completion"]) == "admits"}
+    assert admitted == {row["id"] for row in rows if row["id"].startswith("limit-")}
 
 
 def read_sample(part: str) -> list[tuple[str, str]]:

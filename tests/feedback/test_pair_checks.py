@@ -64,7 +64,7 @@ def test_dropped_pairs_are_gone_and_counted(problem: str) -> None:
     pairs, oddity = checked(problem, "drop")
     assert len(pairs) == len(GOOD) + len(ODD[problem]) - oddity.dropped
     assert oddity.dropped == oddity.count > 0
-    assert set(pairs) >= {f.pair for f in GOOD}
+    assert set(pairs) >= {f.label for f in GOOD}
 
 
 @pytest.mark.parametrize("problem", ODD)

@@ -180,7 +180,7 @@ def test_a_real_terminal_takes_single_keys_ignores_arrows_and_survives_ctrl_c(
 
     def start() -> pexpect.spawn:
         return pexpect.spawn(
-            sys.executable, ["-c", IN_A_TERMINAL, url], dimensions=(24, 40), timeout=20, encoding="utf-8"
+            sys.executable, ["-c", IN_A_TERMINAL, url], dimensions=(24, 40), timeout=120, encoding="utf-8"
         )
 
     first = start()

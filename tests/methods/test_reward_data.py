@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from postgrad.config.reward import PairRewardConfig
-from postgrad.feedback.pairs import Answered, Pair, pair_from_json, pair_to_json
+from postgrad.feedback.pairs import Answered, Pair, label_to_json, pair_from_json
 from postgrad.methods.reward_data import rank_pairs, rater_weights_of
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
@@ -67,8 +67,13 @@ def test_raters_who_agree_with_the_others_count_more() -> None:
     weights = rater_weights_of([*pairs, pair("a", "b", rater="")])
     assert weights["ada"] > 1 > weights["odd"]
     assert set(weights) == {"ada", "bob", "odd"}
+    alone = [pair("a", "b", prompt="s?", rater=f"sim {i}", rater_kind="simulated") for i in range(2)]
+    among = rater_weights_of([*pairs, *alone, pair("a", "b", prompt="other?", rater="new")])
+    assert {rater: among[rater] for rater in weights} == weights, "another kind of raters changes nothing"
+    assert among["new"] == 1.0, "who shared no question with anybody"
+    assert among["sim 0"] == pytest.approx(1.0)
 
 
 def test_a_pair_survives_its_file() -> None:
     one = pair(Answered("a", (1, 2), "ab" * 32), "b", tie=True, strength=2, weight=0.5, domain="d")
-    assert pair_from_json(pair_to_json(one)) == one
+    assert pair_from_json(label_to_json(one)) == one

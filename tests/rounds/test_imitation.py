@@ -230,7 +230,7 @@ def test_simulated_edits_are_stored_learned_and_measured_round_by_round(capsys, 
     rows = RunDirectory(find_round(tmp_path / "w", "latest").stage_directory("arena")).read_metrics()
     assert [row["step"] for row in rows] == [0, 1, 2]
     page = Path(call(capsys, "report", "--workspace", tmp_path / "w")[1].strip()).read_text()
-    assert "Utility, round by round" in page
+    assert "Utility, round by round over 3 rounds (arena)" in page
     assert "Loss (sft-2)" in page
     assert "stages/sft-2/policy" in out.replace("\n", "")
 

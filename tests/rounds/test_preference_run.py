@@ -9,12 +9,15 @@ import pytest
 from tiny_round import call
 
 from postgrad.db.engine import sqlite_url
+from postgrad.feedback.pairs import Answered, Pair, Verdict
 from postgrad.feedback.records import Sample, Submission
 from postgrad.feedback.store import LabelStore
 from postgrad.methods import preference
 from postgrad.rounds.manifest import find_round, list_rounds
+from postgrad.rounds.preference_data import prepare
 from postgrad.run import RunDirectory, sha256_file
 from postgrad.testing import tiny_model
+from postgrad.text import Renderer, load_tokenizer
 from postgrad.types import Conversation, Example, Message, Preference, SamplingParams
 
 RECIPE = """
@@ -28,7 +31,10 @@ name = {model}
 lora_rank = {lora_rank}
 
 [data]
-source = "{source}"
+validation_share = 0.4
+
+[[data.sources]]
+{source}
 
 [preference]
 algorithm = "{algorithm}"
@@ -36,6 +42,9 @@ epochs = 2
 prompts_per_step = 3
 learning_rate = 1e-3
 """
+PAIRS = 'format = "pairs"\npath = "rows.jsonl"'
+LABELS = 'format = "labels"'
+ALONE = 'format = "unpaired"\npath = "rows.jsonl"'
 ROWS = [{"prompt": f"What is {i}?", "chosen": f"It is {i}.", "rejected": f"No idea about {i}"} for i in range(12)]
 JUDGED = [
     {"prompt": f"What is {i}?", "completion": f"It is {i}." if i % 3 else "Well.", "label": i % 3 > 0}
@@ -50,7 +59,7 @@ def few_tokens(monkeypatch):
 
 @pytest.fixture
 def recipe(tmp_path, tiny_model_directory):
-    def write(rows=ROWS, algorithm="dpo", lora_rank=0, source="rows.jsonl", model=None):
+    def write(rows=ROWS, algorithm="dpo", lora_rank=0, source=PAIRS, model=None):
         folder = tmp_path / "recipe"
         folder.mkdir(exist_ok=True)
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,14 +96,14 @@ def test_every_algorithm_runs_from_a_file_of_pairs_to_a_policy_that_answers(caps
     assert "4/4 evaluate" in out
     manifest = find_round(tmp_path / "w", "latest")
     pairs, reference, learned, evaluated = (stage.summary for stage in manifest.record.stages)
-    assert (pairs["read"], pairs["used"], pairs["train_prompts"], pairs["heldout_prompts"]) == (12, 12, 10, 2)
+    assert (pairs["read"], pairs["used"], pairs["train_prompts"], pairs["heldout_prompts"]) == (12, 12, 9, 3)
     assert pairs["better_tokens"] < pairs["worse_tokens"]
     assert reference.get("needed") == ("no" if algorithm in ("orpo", "simpo") else None)
     assert learned["loss_last"] < learned["loss_first"]
     assert evaluated["kl_from_reference"] > -1
     assert evaluated["longer_is_better"] == 0
     rows = RunDirectory(manifest.stage_directory("preference")).read_metrics()
-    assert len(rows) == 8
+    assert len(rows) == 6
     assert ("preference/kl" in rows[0]) == (algorithm == "kto")
     assert rows[-1]["preference/margin"] > rows[0]["preference/margin"]
     if algorithm in ("dpo", "ipo", "kto"):
@@ -134,19 +143,20 @@ def workspace(tmp_path, tiny_model_directory):
 
 
 def test_the_labels_of_a_workspace_are_learned_from_and_what_is_left_out_is_counted(capsys, recipe, workspace):
-    code, _, err = run(capsys, recipe(source="labels"), workspace)
+    code, _, err = run(capsys, recipe(source=LABELS), workspace)
     assert (code, err) == (0, ""), err
     manifest = find_round(workspace, "latest")
     pairs = manifest.record.stages[0].summary
-    assert (pairs["read"], pairs["used"], pairs["left_out_ties"], pairs["train_prompts"]) == (9, 8, 1, 7)
+    assert (pairs["read"], pairs["used"], pairs["left_out_ties"]) == (9, 8, 1)
+    assert pairs["train_prompts"] + pairs["heldout_prompts"] == 8
     assert pairs["written_by_this_policy_frac"] == 0
     lines = (manifest.stage_directory("pairs") / "labels.jsonl").read_text().splitlines()
-    left_out = [row for row in map(json.loads, lines) if row["left_out"]]
-    assert [(row["rater"], row["left_out"], row["tie"]) for row in left_out] == [("ann", "ties", True)]
+    learned = [(row["rater"], row["better"]["text"], row["tie"]) for row in map(json.loads, lines)]
+    assert sorted(learned) == [("ann", f"Good {i}.", False) for i in range(8)]
 
 
 def test_kto_takes_a_tie_for_two_good_answers(capsys, recipe, workspace):
-    assert run(capsys, recipe(source="labels", algorithm="kto"), workspace)[0] == 0
+    assert run(capsys, recipe(source=LABELS, algorithm="kto"), workspace)[0] == 0
     manifest = find_round(workspace, "latest")
     assert manifest.record.stages[0].summary["used"] == 9
     config = json.loads((manifest.stage_directory("preference") / "config.json").read_text())
@@ -155,14 +165,40 @@ def test_kto_takes_a_tie_for_two_good_answers(capsys, recipe, workspace):
     assert bad > 1, "the rarer kind weighs more"
 
 
+def test_what_is_said_of_an_answer_makes_it_a_good_or_a_bad_one(tiny_model_directory):
+    prompt = Conversation((Message("user", "Q?"),))
+
+    def pair(better, worse, **known):
+        return Pair("q", prompt, Answered(better), Answered(worse), "ann", "human", "labels", **known)
+
+    labels = [
+        pair("a", "b", weight=0.5),
+        pair("a", "c", tie=True),
+        pair("d", "e", tie=True, both_bad=True),
+        Verdict("q", prompt, Answered("b"), True, "ann", "human", "rows.jsonl", weight=2.0),
+    ]
+    renderer = Renderer(load_tokenizer(tiny_model_directory))
+    found = prepare(labels, renderer=renderer, max_tokens=99, unpaired=True)
+    (one,) = found.compared
+    assert [bytes(ids[:-1]) for ids in one.answers] == [b"a", b"b", b"c", b"d", b"e"]
+    assert one.opinions == (
+        (0, True, 0.5), (1, False, 0.5), (0, True, 1), (2, True, 1), (3, False, 1), (4, False, 1), (1, True, 2.0),
+    )  # fmt: skip
+    assert (one.choices, found.ties, found.used) == (((0, 1, 0.5),), 0, labels)
+    found = prepare(labels[:3], renderer=renderer, max_tokens=99, unpaired=False)
+    assert (found.compared[0].choices, found.ties, found.used) == (((0, 1, 0.5),), 2, labels[:1])
+    long = prepare([pair("a", "x" * 99)], renderer=renderer, max_tokens=99, unpaired=False)
+    assert (len(long.compared), len(long.too_long)) == (0, 1)
+
+
 def test_answers_judged_by_themselves_are_learned_from_by_kto_alone(capsys, recipe, tmp_path):
-    code, _, err = run(capsys, recipe(rows=JUDGED, algorithm="kto"), tmp_path / "w")
+    code, _, err = run(capsys, recipe(rows=JUDGED, algorithm="kto", source=ALONE), tmp_path / "w")
     assert (code, err) == (0, ""), err
     rows = RunDirectory(find_round(tmp_path / "w", "latest").stage_directory("preference")).read_metrics()
     assert rows[-1]["loss/preference"] < rows[0]["loss/preference"]
-    code, _, err = run(capsys, recipe(rows=JUDGED), tmp_path / "x")
+    code, _, err = run(capsys, recipe(rows=JUDGED, source=ALONE), tmp_path / "x")
     assert code == 2
-    assert "no 'chosen' and 'rejected'" in err
+    assert "from which only 'preference.algorithm' = \"kto\" learns" in err
 
 
 def test_an_adapter_learns_from_the_model_beneath_it(capsys, recipe, tmp_path):
@@ -195,21 +231,19 @@ def test_the_newest_sft_policy_of_the_workspace_is_found_by_its_name(capsys, rec
     assert initial_policy(str(tiny_model_directory), tmp_path) == tiny_model_directory
 
 
+SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
 BAD = {
-    "equal sides": ([{**row, "rejected": row["chosen"]} for row in ROWS], (), "are the same"),
-    "an empty answer": ([{**ROWS[0], "chosen": "  "}, *ROWS[1:]], (), "line 1: 'chosen' is empty"),
-    "one prompt": (ROWS[:1], (), "of 1 labels on 1 prompts, 1 prompts remain"),
+    "equal sides": ([{**row, "rejected": row["chosen"]} for row in ROWS], (), "both answers are the same"),
+    "one prompt": (ROWS[:1], (), "of 1 labels, too few prompts remain to learn from and to check it on"),
     "no answer fits": ([{**row, "chosen": "long " * 200} for row in ROWS], (), "12 too long"),
-    "no labels": (ROWS, ("data.source=labels",), "has none; run `postgrad quickstart"),
-    "no such file": (ROWS, ("data.source=gone.jsonl",), "does not exist"),
+    "no labels": (ROWS, ('data.sources=[{format="labels"}]',), "has none; run `postgrad quickstart"),
+    "no such file": (ROWS, ('data.sources=[{format="pairs",path="gone.jsonl"}]',), "does not exist"),
     "a knob of another": (ROWS, ("preference.gamma=1.0",), "belongs to simpo"),
     "smoothing of another": (ROWS, ("preference.algorithm=ipo", "preference.label_smoothing=0.1"), "belongs to dpo"),
     "an unknown algorithm": (ROWS, ("preference.algorithm=ppo",), "preference.algorithm"),
-    "two turns": ([{**ROWS[0], "chosen": [
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}
-    ], "rejected": [
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "d"}
-    ], "prompt": "a"}, *ROWS[1:]], (), "1 rows do not have 'chosen' and 'rejected', each one assistant turn"),
+    "a question": ([{"chosen": SAID, "rejected": SAID[:1]}, *ROWS], (), "1: 'rejected' must end with an assistant"),
+    "a call": ([{"chosen": SAID, "rejected": [SAID[0], CALL]}, *ROWS], (), "1: 'rejected' must end with an assistant"),
 }  # fmt: skip
 
 
@@ -224,7 +258,7 @@ def test_what_cannot_be_learned_from_is_refused_in_a_sentence_before_anything_is
 
 
 def test_a_label_that_comes_in_during_a_run_does_not_change_what_it_learns(capsys, recipe, workspace, monkeypatch):
-    path = recipe(source="labels")
+    path = recipe(source=LABELS)
 
     def cut(*_args, **_kwargs):
         raise KeyboardInterrupt
@@ -249,7 +283,7 @@ def test_a_run_that_was_cut_off_anywhere_ends_where_an_uninterrupted_one_does(
     monkeypatch.setattr("postgrad.rounds.learn.CHUNK", 4)
     monkeypatch.setattr("postgrad.methods.preference.SAVE_EVERY", 4)
     assert run(capsys, path, tmp_path / "whole")[0] == 0
-    places = {"_settled": (6,), "answer_logprobs": (2,) if algorithm == "kto" else ()}
+    places = {"_settled": (5,), "answer_logprobs": (2,) if algorithm == "kto" else ()}
     for name, stops in places.items():
         module = "postgrad.rounds.preference" if name == "answer_logprobs" else "postgrad.methods.preference"
         real = getattr(preference, name)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_round import call, fork, write_recipe
+from tiny_round import call, fork, killed_at, write_recipe
 
 from postgrad.engine.local import LocalEngine
 from postgrad.models.load import context_length, load_policy
@@ -209,13 +207,7 @@ def test_kill_9_changes_nothing_about_the_end(tmp_path: Path) -> None:
     longer = ("--set", "pretrain.steps=45")
     assert fork(tmp_path / "io", "run", recipe, "--workspace", tmp_path / "whole", *longer).wait() == 0
     command = ("run", recipe, "--workspace", tmp_path / "killed", *longer)
-    stages = tmp_path / "killed/rounds/0001-tiny-base/stages"
-    victim = fork(tmp_path / "io", *command)
-    while not list(stages.glob("pretrain/checkpoints/step-*")):
-        assert victim.process.is_alive()
-        time.sleep(0.001)
-    victim.process.kill()
-    assert victim.wait() == -signal.SIGKILL
+    killed_at("pretrain/checkpoints/step-", tmp_path / "io", *command)
     assert only_run(tmp_path / "killed").record.stages[-1].status == "running"
     last = fork(tmp_path / "io", *command)
     assert (last.wait(), last.err) == (0, "")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -343,13 +344,16 @@ def test_numbers_have_about_three_digits(value: float | None, shown: str) -> Non
 def test_findings_carry_their_intervals_and_lists_are_left_out() -> None:
     summary = {
         "steps": 1200, "stopped": None, "why": "-1", "bins": [1], "gain": -0.25, "gain_low": -0.5, "gain_high": None,
-        "room_low": 2,
+        "room_low": 2, "tokens": 21.87654, "tokens_low": 9.87654, "tokens_high": 1234.5,
+        "ratio": math.inf,
     }  # fmt: skip
     assert format_findings(summary) == [
         ("steps", "1,200"),
         ("why", "-1"),
         ("gain", "\u22120.2500 [\u22120.5000,\u00a0\u2013]"),
         ("room_low", "2"),
+        ("tokens", "21.9 [9.8765,\u00a01,234]"),
+        ("ratio", "inf"),
     ]
 
 

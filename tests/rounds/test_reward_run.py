@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from judging import playing
 from tiny_round import call
 
-from postgrad.rounds.manifest import Manifest
+from postgrad.config.sections import BarConfig, RewardConfig
+from postgrad.graders.step_reward import reward_grader
+from postgrad.methods.reward import Ranked, Verdict, score
+from postgrad.methods.sft import Progress
+from postgrad.models.load import load_policy, load_reward_model
+from postgrad.models.placement import place
+from postgrad.ops.packing import pad
+from postgrad.rounds.manifest import Manifest, find_round
+from postgrad.rounds.reward import fit_reward_model
+from postgrad.run import RunDirectory
+from postgrad.text.template import Renderer
+from postgrad.text.tokenizer import load_tokenizer
+from postgrad.types import Completion, Conversation, Example, Group, Message, Trajectory, Turn
 
 RECIPE = """
 method = "reward"
@@ -110,6 +125,44 @@ def test_the_same_command_has_nothing_left_to_do(
     assert "tiny-reward" in Path(out.strip()).read_text(encoding="utf-8")
 
 
+def test_what_length_predicts_is_taken_from_the_reward_that_is_examined_and_optimised(
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(
+        tmp_path, tiny_model_directory, **{"epochs = 12": "epochs = 4\nresidualise_length = true", "num_heads = 2": ""}
+    )
+    code, _, err = call(capsys, "run", path, "--workspace", tmp_path / "even")
+    assert code == 2
+    assert "fewer than two held-out prompts have answers that came to an end and differ in length" in err
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    for i, row in enumerate(pairs[:-1]):
+        row["chosen"] += "!" * (i % 7)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    assert call(capsys, "run", path, "--workspace", tmp_path / "w")[0] == 0
+    manifest = find_round(tmp_path / "w", "latest")
+    found = json.loads((manifest.stage_directory("certificate") / "certificate.json").read_text())
+    assert found["length"]["residualised"]
+    stage, slope = manifest.find("certificate"), found["length"]["slope"]
+    assert stage is not None
+    assert [stage.summary[f"length_slope{end}"] for end in ("", "_low", "_high")] == [
+        slope[end] for end in ("value", "low", "high")
+    ]
+    assert stage.summary["residualised"]
+    report = Path(call(capsys, "report", "--workspace", tmp_path / "w")[1].strip())
+    assert "That is taken from the reward" in report.read_text()
+    renderer = Renderer(load_tokenizer(tiny_model_directory))
+    bar = BarConfig(min_accuracy=0, max_probe_gain=1e9, max_calibration_error=1)
+    model = manifest.stage_directory("reward") / "model"
+    grader = reward_grader(model, bar, renderer, place("cpu", "auto"), name="r", weight=1.0)
+    example = Example("e", Conversation((Message("user", "?"),)))
+    prompt, answer = renderer.render_prompt(example.prompt), renderer.render_answer("YES 3!!")
+    turn = Turn(prompt, Completion(answer, (0.0,) * len(answer), "stop", 0, ""))
+    (score,) = asyncio.run(grader.grade(Group(example, (Trajectory("e", (turn,), "completed"),))))
+    raw = float(load_reward_model(model).sequence_rewards(*pad([(*prompt, *answer)])).detach())
+    assert score.value == pytest.approx(raw - slope["value"] * (len(answer) - found["length"]["centre"]), abs=1e-5)
+    assert score.explanation.endswith(f"for {len(answer)} tokens")
+
+
 def test_odd_pairs_stop_where_the_recipe_says_so(
     tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +187,6 @@ def test_odd_pairs_stop_where_the_recipe_says_so(
 
 
 def test_the_certificate_is_of_the_model_beside_it(done: tuple[Path, Manifest]) -> None:
-    from postgrad.config.sections import BarConfig
     from postgrad.errors import DataError
     from postgrad.graders.certificate import certified_reward_model
 
@@ -237,3 +289,23 @@ def test_a_judge_behind_an_endpoint_grades_a_policys_answers(
     (sheet,) = (tmp_path / "w").glob("rounds/*/stages/rl/heldout/step-0001-sampled.jsonl")
     scores = [json.loads(line)["scores"] for line in sheet.read_text().splitlines()]
     assert {score["judge m"] for score in scores} == {0.5}  # who likes what comes first likes nobody
+
+
+def test_the_scale_of_many_prompts_is_read_on_some(
+    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postgrad.rounds.reward.NUM_SCALE", 4)
+    model = load_policy(tiny_model_directory, heads=("reward",))
+    ranked = [Ranked(1, ((1, 2, 3 + i), (1, 2)), (Verdict(0, 1),)) for i in range(10)]
+    totals: dict[str, int] = {}
+
+    def bar(title: str, *_: Any) -> Progress:
+        return lambda done, total: totals.update({title: total})
+
+    run = RunDirectory(tmp_path, 0)
+    fit_reward_model(model, ranked, RewardConfig(epochs=1), run, 256, bar)
+    assert totals["reading its scale"] == 4
+    read = random.Random(run.seed(0, "scale")).sample(ranked, 4)
+    rewards = torch.tensor(score(model, read, lambda done, total: None)).flatten()
+    assert float(rewards.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(rewards.std()) == pytest.approx(1, abs=1e-4)

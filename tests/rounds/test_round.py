@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from tiny_round import SPLITS, call, fork, write_recipe
+from tiny_round import SPLITS, call, fork, killed_at, write_recipe
 
 from postgrad.db.engine import sqlite_url
 from postgrad.feedback.store import LabelStore
@@ -88,6 +85,13 @@ def test_the_reward_model_of_a_round_says_what_people_are_asked_first(
     reward = only_round(workspace).find("reward")
     assert reward is not None
     assert list(reward.summary["rater_weights"].values()) == [1.0] * 4, "one rater a comparison"
+    labels = only_round(workspace).find("labels")
+    assert labels is not None
+    own = {"source": "labels", "pairs": labels.summary["num_preferences"], "left_out": 0, "weight": 1.0}
+    assert reward.summary["sources"] == [own]
+    assert {o["problem"] for o in reward.summary["odd"] if o["dropped"]} == set()
+    code, out, _ = call(capsys, "report", "latest", "--workspace", workspace)
+    assert "What was odd about them, and what became of it" in Path(out.strip()).read_text(encoding="utf-8")
 
 
 def test_the_policy_has_learned_something_in_every_stage_that_trains(workspace: Path) -> None:
@@ -212,28 +216,21 @@ def results(workspace: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_changes_nothing_about_the_end(tmp_path: Path, tiny_model_directory: Path) -> None:
+def test_kill_9_in_any_stage_changes_nothing_about_the_end(tmp_path: Path, tiny_model_directory: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_directory)
     longer = ("--set", "sft.epochs=3", "--set", "rl.steps=7")
     assert fork(tmp_path / "io", "run", recipe, "--workspace", tmp_path / "whole", *longer).wait() == 0
     command = ("run", recipe, "--workspace", tmp_path / "killed", *longer)
-    stages = tmp_path / "killed/rounds/0001-tiny/stages"
-    dice = random.Random(1)
-    for announced, awaited in (
-        ("2/8 sft", "sft/checkpoints/step-*"),
-        ("3/8 samples", ""),
-        ("4/8 labels", ""),
-        ("5/8 reward", "reward/metrics.jsonl"),
-        ("6/8 rl", "rl/checkpoints/step-*"),
-        ("7/8 arena", ""),
+    for path in (
+        "sft/checkpoints/step-",
+        "samples/samples.jsonl",
+        "labels/labels.jsonl",
+        "reward/metrics.jsonl",
+        "rl/checkpoints/step-",
+        "rl/trajectories/step-0006.jsonl",
+        "arena/answers.jsonl",
     ):
-        victim = fork(tmp_path / "io", *command)
-        while announced not in victim.out or (awaited and not list(stages.glob(awaited))):
-            assert victim.process.is_alive(), announced
-            time.sleep(0.001)
-        time.sleep(dice.uniform(0, 0.05))
-        victim.process.kill()
-        assert victim.wait() == -signal.SIGKILL
+        killed_at(f"stages/{path}", tmp_path / "io", *command)
     last = fork(tmp_path / "io", *command)
     assert (last.wait(), last.err) == (0, "")
     assert "1/8 prompts" not in last.out

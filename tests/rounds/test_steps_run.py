@@ -14,6 +14,7 @@ from tiny_round import call
 from postgrad.config.load import load_recipe
 from postgrad.config.sections import BarConfig
 from postgrad.config.steps import StepRewardRecipe
+from postgrad.errors import ConfigError
 from postgrad.graders.step_reward import StepRewardGrader, reward_grader
 from postgrad.methods.step_reward import scored
 from postgrad.models.placement import place
@@ -150,3 +151,11 @@ def test_solutions_of_one_kind_and_broken_rows_are_refused(
     code, _, err = call(capsys, "run", path, "--workspace", tmp_path / "w")
     assert code == 2
     assert "line 1: 2 'completions' and 1 'labels'" in err
+
+
+@pytest.mark.parametrize("key", ["residualise_length = true", "num_heads = 2", "label_smoothing = 0.1"])
+def test_what_only_pairs_have_is_refused(tmp_path: Path, tiny_model_directory: Path, key: str) -> None:
+    path = tmp_path / "steps.toml"
+    path.write_text(RECIPE.format(model=json.dumps(str(tiny_model_directory))).replace("epochs = 12", key))
+    with pytest.raises(ConfigError, match=f"remove .*{key.split()[0]}|{key.split()[0]}.*; remove"):
+        load_recipe(path)

@@ -68,8 +68,14 @@ def test_control_c_stops_the_answer_and_control_d_leaves(terminal: pexpect.spawn
     terminal.sendintr()
     terminal.expect(r"\[stopped\]")
     terminal.expect("you >")
+    # Before `input` waits, Python would see the signal only at the next key.
+    assert terminal.waitnoecho()
+    terminal.delaybeforesend = 1.0
     terminal.sendintr()
     terminal.expect("you >")
+    terminal.send("/sys\x0c")
+    terminal.expect("you > /sys")  # Ctrl-L draws the line anew
+    terminal.send("\x15")
     terminal.sendline("/system Be brief.")
     terminal.expect("The system message is set.")
     terminal.expect("you >")

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from postgrad.config.sections import Positive, Section
 
-PairFormat = Literal["labels", "pairs", "hh", "webgpt", "helpsteer", "helpsteer3"]
+PairFormat = Literal["labels", "pairs", "hh", "webgpt", "helpsteer", "helpsteer3", "unpaired"]
 Treatment = Literal["drop", "keep", "stop"]
 LabelKind = Literal["compare", "rank", "adjudicate", "edit", "converse"]
 
@@ -26,7 +26,7 @@ class PairSourceConfig(Section):
     max_pairs: Positive | None = None
     """The first so many."""
     at_least: dict[str, float] = Field(default_factory=dict)
-    """Keys of a "pairs" row whose numbers must be as large, or the row is left out: { p_pair = 0.9 }."""
+    """Keys of a row whose numbers must be as large, or the row is left out: { p_pair = 0.9 }."""
     attribute: str = "helpfulness"
     """Which score of "helpsteer" rows says what is better."""
     kinds: Annotated[tuple[LabelKind, ...], Field(min_length=1)] = ("compare", "rank", "adjudicate", "edit", "converse")
@@ -44,8 +44,6 @@ class PairSourceConfig(Section):
 class TreatmentConfig(Section):
     """What becomes of odd pairs. All are counted in the report, whatever becomes of them."""
 
-    unreadable: Literal["drop", "stop"] = "stop"
-    """Rows of a file that are no pairs in its format."""
     equal_sides: Treatment = "drop"
     """Both answers are the same text."""
     empty_answer: Treatment = "drop"
@@ -54,12 +52,18 @@ class TreatmentConfig(Section):
     checkpoint_gone: Treatment = "keep"
     """A label on an answer of a policy that is in no round of the workspace."""
     contradictory: Treatment = "keep"
-    """Both directions on the same two answers: noise, which the loss can weigh. Dropped, all of these labels are."""
+    """Both directions on the same two answers, or both verdicts on one: noise, which the loss can weigh. Dropped, all
+    of these labels are."""
     one_rater: Treatment = "keep"
     """A person with more than `max_rater_share` of the labels; dropped, what is beyond that share is."""
     max_rater_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     too_long: Literal["drop", "stop"] = "drop"
-    """More than `data.max_tokens` with its prompt."""
+    """More than `data.max_tokens`, or than the model reads, with its prompt."""
+
+
+class MixtureTreatmentConfig(TreatmentConfig):
+    unreadable: Literal["drop", "stop"] = "stop"
+    """Rows of a file that are no pairs in its format."""
 
 
 class PairsConfig(Section):
@@ -70,4 +74,12 @@ class PairsConfig(Section):
     """Of the prompts, by a hash of their first user message."""
     max_tokens: Positive = 512
     """Of a prompt with one answer."""
-    odd: TreatmentConfig = TreatmentConfig()
+    odd: MixtureTreatmentConfig = MixtureTreatmentConfig()
+
+    def check_all_are_pairs(self) -> None:
+        """Raise ValueError where a source holds answers that were judged by themselves."""
+        if any(source.format == "unpaired" for source in self.sources):
+            raise ValueError(
+                "a source of format 'unpaired' holds answers that were judged alone, from which only "
+                "'preference.algorithm' = \"kto\" learns; remove the source"
+            )

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from postgrad.config.pairs import PairsConfig
 from postgrad.config.sections import BaseRecipe, ModelConfig, Positive, Schedule, Section, Share
 
 PreferenceAlgorithm = Literal["dpo", "ipo", "kto", "orpo", "simpo"]
-
-
-class PairsConfig(Section):
-    source: str
-    """"labels", the workspace's training comparisons; or a JSONL or Parquet file of pairs, for kto also of single
-    answers with a `label`."""
 
 
 class PreferenceConfig(Section):
@@ -53,3 +48,9 @@ class PreferenceRecipe(BaseRecipe):
     """Also the reference; the name "sft" is the newest SFT policy of the workspace's rounds."""
     data: PairsConfig
     preference: PreferenceConfig
+
+    @model_validator(mode="after")
+    def _has_pairs(self) -> Self:
+        if self.preference.algorithm != "kto":
+            self.data.check_all_are_pairs()
+        return self

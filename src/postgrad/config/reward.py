@@ -48,6 +48,11 @@ class RewardRecipe(BaseRecipe):
     certificate: CertificateConfig = CertificateConfig()
 
     @model_validator(mode="after")
+    def _has_pairs(self) -> Self:
+        self.data.check_all_are_pairs()
+        return self
+
+    @model_validator(mode="after")
     def _no_adapter(self) -> Self:
         if self.model.lora_rank:
             raise ValueError("a reward model is trained by 'reward.train_layers', without an adapter; drop 'lora_rank'")

@@ -77,6 +77,8 @@ class RewardConfig(Section):
     num_heads: Positive = 1
     """Rewards on a shared trunk, each learned from its own bootstrap of the prompts; their mean is the reward, and
     their standard deviation says how far it can be trusted."""
+    residualise_length: bool = False
+    """Take from the reward what an answer's length alone predicts, as read on held-out answers."""
     bar: BarConfig = BarConfig()
 
 

@@ -42,6 +42,8 @@ class StepRewardRecipe(BaseRecipe):
     def _no_pairs(self) -> Self:
         if self.model.lora_rank or self.reward.margin_per_grade or self.reward.label_smoothing:
             raise ValueError("steps have no 'lora_rank', 'margin_per_grade' and 'label_smoothing'; remove them")
+        if self.reward.residualise_length:
+            raise ValueError("a chance that steps are good has no length to take from it; remove 'residualise_length'")
         if self.reward.num_heads > 1:
             raise ValueError("a reward for steps has one head; remove 'reward.num_heads'")
         return self

@@ -307,10 +307,20 @@ def _messages(value: Any, key: str) -> _Messages:
         raise _BadRow(f"{key!r} is a JSON {_kind(value)} where text or a list of messages belongs")
     if not value:
         raise _BadRow(f"{key!r} has no messages")
-    return tuple(_message(item, f"{key}[{i}]") for i, item in enumerate(value))
+    return tuple(read_message(item, f"{key}[{i}]") for i, item in enumerate(value))
 
 
-def _message(item: Any, key: str) -> Message:
+def read_message(item: Any, key: str, *, may_be_empty: bool = False) -> Message:
+    """A message in the OpenAI shape, as chat templates take it.
+
+    Args:
+        item: the parsed JSON.
+        key: what to call it.
+        may_be_empty: whether its text may.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
     if not isinstance(item, dict):
         raise _BadRow(f"{key!r} is a JSON {_kind(item)} where a message belongs")
     role = next((known for known in _ROLES if known == item.get("role")), None)
@@ -321,7 +331,7 @@ def _message(item: Any, key: str) -> Message:
         raise _BadRow(f"'{key}.tool_calls' must be a list, in an assistant message")
     tool_calls = tuple(_tool_call(call, f"{key}.tool_calls[{i}]") for i, call in enumerate(calls))
     content = item.get("content")
-    if role == "tool" or tool_calls:
+    if may_be_empty or role == "tool" or tool_calls:
         content = "" if content is None else _text(content, f"{key}.content", may_be_empty=True)
     else:
         content = _text(content, f"{key}.content")

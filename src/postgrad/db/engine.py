@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError
 
 from postgrad.db.tables import REVISION
-from postgrad.errors import StoreError
+from postgrad.errors import CollisionError, StoreError
 
 _BUSY_TIMEOUT_S = 10.0
 _CACHE_KB = 32_768
 """Of SQLite's pages, for each connection."""
 _UPGRADE_LOCK = 7_235_041_980
 """Key of the PostgreSQL advisory lock that lets one process upgrade at a time."""
+
+_COLLISIONS = ("40001", "40P01")
+"""PostgreSQL's codes for a serialization failure and for a deadlock."""
+_TRIES = 4
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def sqlite_url(path: Path) -> str:
@@ -100,12 +107,29 @@ def name(engine: Engine) -> str:
     return f"the label store at {engine.url.render_as_string(hide_password=True)}"
 
 
+def persistent(transact: Callable[P, R]) -> Callable[P, R]:
+    """Have a function that is one transaction try again after a collision; none of its arguments is an iterator."""
+
+    @wraps(transact)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(_TRIES - 1):
+            try:
+                return transact(*args, **kwargs)
+            except CollisionError:
+                continue
+        return transact(*args, **kwargs)
+
+    return tried
+
+
 @contextmanager
 def store_errors(engine: Engine) -> Iterator[None]:
-    """Re-raise what the database reports as StoreError."""
+    """Re-raise what the database reports as StoreError, or as CollisionError where the same may well succeed now."""
     try:
         yield
     except DatabaseError as e:
+        if getattr(e.orig, "sqlstate", None) in _COLLISIONS:
+            raise CollisionError(f"{name(engine)} was changed by somebody else at the same moment; try again") from e
         raise StoreError(_explain(engine, e)) from e
 
 

@@ -62,7 +62,7 @@ def read_tasks(path: Path) -> list[Task]:
         DataError: names every row that is none.
     """
     tasks, bad = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
             task = Task(row["id"], row["check"], row["prompts"], row.get("answers", {}), row.get("number", 0))

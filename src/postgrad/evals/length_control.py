@@ -1,4 +1,4 @@
-"""Would it still win if both answers were equally long? Length-controlled win rates.
+"""Length held fixed: win rates of equally long answers, and what length alone predicts of a reward.
 
 Dubois et al. 2024 (arXiv 2404.04475): a logistic regression of the preference on the players and on the difference in
 length, read where that difference is zero. Their term for the difficulty of an instruction needs many players and is
@@ -7,10 +7,14 @@ left out.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from postgrad.feedback.intervals import resampled
 
 Floats = NDArray[np.float64]
 _RIDGE: Final = 0.1
@@ -36,6 +40,40 @@ def length_controlled(scores: Floats, longer: Floats, draws: NDArray[np.int64]) 
     rates = _sigmoid(_fit(x, y, weights))
     low, high = np.quantile(rates[1:], (0.025, 0.975))
     return float(rates[0]), float(low), float(high)
+
+
+def length_slope(rewards: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+    """How much a reward rises with each further token, among answers to the same prompt.
+
+    The within-group (fixed-effects) estimate: rewards less their prompt's mean on lengths less theirs, by least
+    squares, with a bootstrap over prompts. That rewards follow length is Singhal et al. 2023 (arXiv 2310.03716). It is
+    a line because no curve fitted answers that came to an end better (docs/experiments/reward-model.md).
+
+    Args:
+        rewards: of some answers to each prompt.
+        tokens: of the same answers.
+
+    Returns:
+        "slope" with its interval, "centre", the mean length in tokens, "explained", the share of the rewards' variance
+        within prompts, and "num_answers"; None where fewer than two prompts have answers that differ in length.
+    """
+    sums = []
+    for given, lengths in zip(rewards, tokens, strict=True):
+        y, x = np.array(given, dtype=np.float64), np.array(lengths, dtype=np.float64)
+        if len(set(lengths)) > 1:
+            y, x = y - y.mean(), x - x.mean()
+            sums.append([x @ y, x @ x, y @ y])
+    slope = resampled(np.array(sums), lambda t: t[:, 0] / t[:, 1], seed=0)
+    if slope is None or slope.num < 2:
+        return None
+    xy, xx, yy = np.array(sums).sum(0)
+    every = [n for lengths in tokens for n in lengths]
+    return {
+        "slope": asdict(slope),
+        "centre": float(np.mean(every)),
+        "explained": float(xy * xy / (xx * yy)) if yy > 0 else 0.0,
+        "num_answers": len(every),
+    }
 
 
 def _fit(x: Floats, y: Floats, weights: Floats) -> Floats:

@@ -39,7 +39,7 @@ def read_pairs(path: Path) -> list[Pair]:
         DataError: names every row that is none.
     """
     pairs, bad = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
             pairs.append(Pair(*(row[field] for field in FIELDS)))

@@ -19,6 +19,8 @@ from postgrad.evals.arena import clustered_mean
 CURVE: Final = "overoptimisation.json"
 """Where a stage writes its points."""
 RESAMPLES: Final = 2000
+MIN_PROMPTS: Final = 8
+"""With fewer gold scores than this, nothing is said of an examination."""
 Floats = NDArray[np.float64]
 
 
@@ -54,18 +56,28 @@ def best_of_n(proxy: Floats, gold: Floats, n: int) -> tuple[Floats, Floats]:
     )
 
 
-def best_of_n_curve(proxy: Floats, gold: Floats) -> list[dict[str, float]]:
+def best_of_n_curve(proxy: Floats, gold: Floats) -> list[dict[str, Any]]:
     """Points for n = 1, 2, 4, ... up to the number of answers."""
     sizes = [2**i for i in range(int(math.log2(proxy.shape[1])) + 1)]
     return [{"n": n, **point(best_of_n_kl(n), *best_of_n(proxy, gold, n))} for n in sizes]
 
 
-def point(kl: float, proxy: Sequence[float] | Floats, gold: Sequence[float] | Floats) -> dict[str, float]:
-    """Means over prompts with their intervals, at a distance of `kl` nats an answer."""
-    found = {"kl": kl, "sqrt_kl": math.sqrt(max(kl, 0.0))}
-    for name, values in (("proxy", proxy), ("gold", gold)):
-        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(np.asarray(values, dtype=np.float64))
+def point(kl: float, proxy: Sequence[float] | Floats, gold: Sequence[float] | Floats) -> dict[str, Any]:
+    """Means over prompts with their intervals, at a distance of `kl` nats an answer.
+
+    A NaN is a score that nobody has given yet; with fewer than `MIN_PROMPTS`, a mean and its ends are None.
+    """
+    found: dict[str, Any] = {"kl": kl, "sqrt_kl": math.sqrt(max(kl, 0.0))}
+    for name, given in (("proxy", proxy), ("gold", gold)):
+        values = np.asarray(given, dtype=np.float64)
+        ends = _mean(values) if is_known(values) else (None, None, None)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
     return found
+
+
+def is_known(gold: Sequence[float] | Floats) -> bool:
+    """Whether enough prompts have a gold score."""
+    return int(np.isfinite(np.asarray(gold, dtype=np.float64)).sum()) >= MIN_PROMPTS
 
 
 def fallen(best: Sequence[float], now: Sequence[float]) -> dict[str, float] | None:
@@ -73,15 +85,18 @@ def fallen(best: Sequence[float], now: Sequence[float]) -> dict[str, float] | No
 
     Args:
         best: gold score of each prompt's answer, at the examination with the highest mean.
-        now: of the same prompts, later.
+        now: of the same prompts, later; those with a NaN in either count for nothing.
     """
-    change, low, high = _mean(np.asarray(now, dtype=np.float64) - np.asarray(best, dtype=np.float64))
+    changes = np.asarray(now, dtype=np.float64) - np.asarray(best, dtype=np.float64)
+    if not is_known(changes):
+        return None
+    change, low, high = _mean(changes)
     return {"change": change, "low": low, "high": high} if high < 0 else None
 
 
 def peak(points: Sequence[Mapping[str, Any]]) -> int:
-    """Index of the highest gold score, the earliest of equals."""
-    return max(range(len(points)), key=lambda i: (points[i]["gold"], -i))
+    """Index of the highest gold score that is known, the earliest of equals; one must be."""
+    return max((i for i, p in enumerate(points) if p["gold"] is not None), key=lambda i: (points[i]["gold"], -i))
 
 
 def _mean(values: Floats) -> tuple[float, float, float]:

@@ -1,12 +1,14 @@
 """Several seeds' arenas as one: means and win rates over prompts and seeds, with one cluster per prompt.
 
 The seeds answer the same held-out prompts, and what is easy for one is easy for all: a resample draws prompts, each
-with all that every seed said to it. What other seeds would have brought is not in these intervals.
+with all that every seed said to it. What other seeds would have brought, only `mean_over_seeds` says.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Final
 
 import numpy as np
@@ -16,6 +18,10 @@ from postgrad.evals.arena import clustered_mean
 from postgrad.evals.length_control import length_controlled
 
 RESAMPLES: Final = 10_000
+T_975: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Upper 2.5% points of Student's t with 1 to 9 degrees of freedom; with more, the last is a little wide."""
+FEWEST_SEEDS: Final = 3
+"""Whose scatter says something of other seeds."""
 ByPrompt = Mapping[str, float]
 Interval = tuple[float, float, float]
 """Value, and the ends of its 95% interval."""
@@ -25,6 +31,15 @@ def pooled_mean(seeds: Sequence[ByPrompt], *, resamples: int = RESAMPLES) -> Int
     """Mean over all seeds' prompts; None where there is none."""
     values, draws = _stacked([seeds], resamples)
     return clustered_mean(values[0], draws)
+
+
+def mean_over_seeds(seeds: Sequence[ByPrompt]) -> Interval | None:
+    """Mean of the seeds' means with their 95% t interval; None with fewer than `FEWEST_SEEDS`."""
+    if len(seeds) < FEWEST_SEEDS:
+        return None
+    means = [fmean(seed.values()) for seed in seeds]
+    reach = T_975[min(len(seeds) - 1, len(T_975)) - 1] * stdev(means) / math.sqrt(len(means))
+    return fmean(means), fmean(means) - reach, fmean(means) + reach
 
 
 def pooled_at_equal_length(

@@ -57,6 +57,7 @@ def certificate(
     *,
     reward_std: float,
     sample_spread: Sequence[float] = (),
+    length: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything but the model's name and hash.
 
@@ -66,6 +67,7 @@ def certificate(
         grades: of raters on held-out questions, from which the ceiling of agreement is read.
         reward_std: standard deviation of rewards over held-out answers, the unit in which probes are told.
         sample_spread: of an ensemble, its heads' standard deviation on each of the policy's own answers.
+        length: what length alone predicts of the reward as the model reads it, and whether it is "residualised".
     """
     found = [_with_length(pair) for pair in pairs]
     agreement = raw_agreement(grades)
@@ -82,6 +84,7 @@ def certificate(
         },
         "probes": _probes(probes, reward_std),
         "reward_std": reward_std,
+        "length": length,
         "disagreement": _disagreement(found, sample_spread),
         "rater_agreement": None if agreement is None else asdict(agreement),
     }

@@ -179,7 +179,13 @@ def same_answer(one: Preference, other: Preference) -> bool:
 
 
 def matches(kind: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
-    """Whether an answer to a gold task is the known one: the same winners, axes within one, the same steps."""
+    """Whether an answer to a gold task is the known one: the same winners, axes within one, the same steps.
+
+    Args:
+        kind: one of `CHECKABLE`.
+        given: as it is stored.
+        known: likewise.
+    """
     if kind == "rate":
         return all(abs(given["axes"][axis] - value) <= 1 for axis, value in known["axes"].items())
     if kind == "review":

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 
 from postgrad.db.tables import EventRow
@@ -64,10 +64,6 @@ def events(session: Session, *, after: int = 0, limit: int = 100) -> Iterator[Ev
     query = select(EventRow).limit(limit)
     query = query.where(EventRow.seq > after).order_by(EventRow.seq) if after else query.order_by(EventRow.seq.desc())
     yield from session.scalars(query)
-
-
-def num_events(session: Session) -> int:
-    return session.scalar(select(func.count()).select_from(EventRow)) or 0
 
 
 def _content(row: EventRow) -> Mapping[str, Any]:

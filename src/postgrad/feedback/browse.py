@@ -9,7 +9,7 @@ quality.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -33,6 +33,7 @@ from postgrad.errors import DataError
 from postgrad.feedback.newest import newest
 from postgrad.feedback.people import Account
 from postgrad.feedback.store import LabelStore
+from postgrad.feedback.turns import TALKED
 from postgrad.feedback.values import Kind
 from postgrad.feedback.wording import in_words
 
@@ -42,6 +43,8 @@ MAX_SEARCHED: Final = 200
 SNIPPET: Final = 140
 Only = Literal["work", "gold", "repeat"]
 Standing = Literal["standing", "undone"]
+
+_BATCH: Final = 400
 
 _round = func.coalesce(TaskRow.round_id, ComparisonRow.round_id, SampleRow.round_id)
 _gold = func.coalesce(AssignmentRow.gold, ComparisonRow.purpose == "gold", False)
@@ -229,7 +232,7 @@ def _mentioning(session: Session, needle: str) -> Any:
         # No EXISTS: PostgreSQL would look through all texts there are, to hash those that match.
         return select(literal(1)).where(*conditions).limit(1).scalar_subquery().is_not(None)
 
-    one, side = SampleRow.__table__.alias(), SampleRow.__table__.alias()
+    one, side, candidate = (SampleRow.__table__.alias() for _ in range(3))
     return or_(
         holds(LabelRow.rationale, plain),
         holds(cast(LabelRow.value, Text), stored),
@@ -240,6 +243,7 @@ def _mentioning(session: Session, needle: str) -> Any:
             side.c.id == ComparisonAnswerRow.sample_id,
             holds(side.c.text, plain),
         ),
+        any_of(LabelRow.kind.in_(TALKED), candidate.c.prompt_id == LabelRow.prompt_id, holds(candidate.c.text, plain)),
     )
 
 
@@ -264,7 +268,24 @@ def _holding(session: Session, ids: Sequence[int], needle: str) -> list[int]:
     for query in (sides, alone):
         for label_id, text in session.execute(query.where(LabelRow.id.in_(ids))):
             texts[label_id].append(text)
+    for label_id, text in _candidates(session, [label for label, _ in rows]):
+        texts[label_id].append(text)
     return [i for i in ids if any(wanted in text.casefold() for text in texts[i])]
+
+
+def _candidates(session: Session, labels: Sequence[LabelRow]) -> Iterator[tuple[int, str]]:
+    """(label, text) of every answer that somebody could choose in a conversation."""
+    named = [
+        (candidate, label.id)
+        for label in labels
+        for turn in label.value.get("turns", ())
+        for candidate in turn["candidates"]
+    ]
+    for start in range(0, len(named), _BATCH):
+        batch = named[start : start + _BATCH]
+        query = select(SampleRow.id, SampleRow.text).where(SampleRow.id.in_({sample_id for sample_id, _ in batch}))
+        found = {row.id: row.text for row in session.execute(query)}
+        yield from ((label_id, found[sample_id]) for sample_id, label_id in batch)
 
 
 def _written(value: Mapping[str, Any]) -> list[str]:
@@ -280,8 +301,10 @@ def _written(value: Mapping[str, Any]) -> list[str]:
 
 def lines(session: Session, ids: Sequence[int], by: Account) -> list[Line]:
     """Of so many labels, newest first."""
-    columns = (LabelRow, PromptRow.conversation, _round.label("round_id"), _gold.label("gold"), _repeat.label("repeat"))
-    query = joined(select(*columns)).join(PromptRow, PromptRow.id == LabelRow.prompt_id)
+    columns = (LabelRow, PromptRow.conversation, TaskRow.details, _round.label("round_id"))
+    query = joined(select(*columns, _gold.label("gold"), _repeat.label("repeat"))).join(
+        PromptRow, PromptRow.id == LabelRow.prompt_id
+    )
     rows = session.execute(query.where(LabelRow.id.in_(ids)).order_by(LabelRow.id.desc())).all()
     names = names_of(session, {row.LabelRow.rater_id for row in rows}, by)
     return [
@@ -294,14 +317,17 @@ def lines(session: Session, ids: Sequence[int], by: Account) -> list[Line]:
             guideline=row.LabelRow.guideline,
             mark=mark_of(row.gold, row.repeat, by),
             undone=row.LabelRow.undone_at is not None,
-            prompt=snippet(row.conversation),
+            prompt=snippet(row.conversation, row.details),
             said=in_words(row.LabelRow.kind, row.LabelRow.value, order_of(row.LabelRow.display_order)),
         )
         for row in rows
     ]
 
 
-def snippet(conversation: Mapping[str, Any]) -> str:
-    """How the last message of a stored prompt begins."""
-    text = " ".join(str(conversation["messages"][-1]["content"])[: 4 * SNIPPET].split())
+def snippet(conversation: Mapping[str, Any], details: Mapping[str, Any] | None) -> str:
+    """How the last message of a stored prompt begins; where nobody asked yet, what the task says to do."""
+    messages: Sequence[Mapping[str, Any]] = conversation["messages"]
+    role, content = (messages[-1]["role"], messages[-1]["content"]) if messages else ("system", "")
+    told = (details or {}).get("instruction") if role == "system" else None
+    text = " ".join(str(told or content)[: 4 * SNIPPET].split())
     return text if len(text) <= SNIPPET else f"{text[:SNIPPET]}..."

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 
 from postgrad.config.queue import QueueConfig
 from postgrad.db.tables import AssignmentRow, ComparisonAnswerRow, LabelRow, TaskRow
-from postgrad.feedback.values import BETWEEN, Kind
+from postgrad.feedback.values import BETWEEN, CHECKABLE, Kind
 
 REPEAT_DISTANCE: Final = 10
 """Tasks in between before one is asked again."""
@@ -45,7 +45,12 @@ _SAID_BEFORE = exists().where(
     LabelRow.comparison_id == TaskRow.comparison_id, LabelRow.rater_id == _RATER, LabelRow.undone_at.is_(None)
 )
 """This person's answer is one of those that made a comparison gold."""
-_NEXT_GOLD = select(TaskRow).where(_GOLD, _OPEN, _UNDONE, ~_SAID_BEFORE).order_by(TaskRow.id).limit(1)
+_NEXT_GOLD = (
+    select(TaskRow)
+    .where(_GOLD, _OPEN, TaskRow.kind.in_(CHECKABLE), _UNDONE, ~_SAID_BEFORE)
+    .order_by(TaskRow.id)
+    .limit(1)
+)
 _OLD_COMPARISON = (
     select(AssignmentRow.display_order, TaskRow)
     .join(TaskRow, TaskRow.id == AssignmentRow.task_id)

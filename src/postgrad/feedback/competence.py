@@ -14,9 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from postgrad.feedback.agreement import Grade, signs
+from postgrad.feedback.agreement import Grade
 from postgrad.feedback.intervals import Z95, Estimate, Floats, wilson_interval
-from postgrad.feedback.records import Judged
 
 Item = tuple[str, str]
 
@@ -146,20 +145,16 @@ def competence(grades: Iterable[Grade]) -> Competence:
     )
 
 
-def rater_weights(judged: Sequence[Judged]) -> dict[str, float]:
-    """What each rater's labels are worth: 1 on average among raters of a kind, and 1 for who shared no question.
+def shared_weights(grades: Sequence[Grade]) -> dict[str, float]:
+    """What each rater's grades are worth by those of questions that others answered too: 1 on average.
 
     A question that one rater answered says nothing of them; in the model, a tie of theirs would.
     """
-    found = {j.preference.rater_id: 1.0 for j in judged}
-    for kind in sorted({j.rater_kind for j in judged}):
-        grades = signs(j for j in judged if j.rater_kind == kind)
-        raters: dict[Item, set[str]] = {}
-        for g in grades:
-            raters.setdefault(g.item, set()).add(g.rater)
-        skill = competence(g for g in grades if len(raters[g.item]) > 1)
-        found |= {rater_id: estimate.value for rater_id, estimate in skill.weight.items()}
-    return found
+    raters: dict[Item, set[str]] = {}
+    for g in grades:
+        raters.setdefault(g.item, set()).add(g.rater)
+    skill = competence(g for g in grades if len(raters[g.item]) > 1)
+    return {rater: estimate.value for rater, estimate in skill.weight.items()}
 
 
 def _expected(

@@ -16,6 +16,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
+from postgrad.db.engine import persistent
 from postgrad.db.tables import AssignmentRow, PromptRow, SampleRow, TaskRow
 from postgrad.errors import DataError, StaleError
 from postgrad.feedback import codec, turns
@@ -107,6 +108,7 @@ class Conversations:
         note = "" if task is None else await asyncio.shield(task)
         return Heard(await asyncio.to_thread(self.queue.look, assignment_id, rater_id), note)
 
+    @persistent
     def choose(
         self, assignment_id: str, rater_id: str, place: int, *, version: int, strength: int | None = None
     ) -> Assigned:
@@ -143,6 +145,7 @@ class Conversations:
         for speaker in self._speakers:
             await speaker.close()
 
+    @persistent
     def _begin(self, assignment_id: str, rater_id: str, message: str, version: int) -> _Asked:
         if not message.strip() or len(message) > MAX_CHARACTERS:
             raise DataError(f"a message has 1 to {MAX_CHARACTERS} characters, and not only spaces")
@@ -191,6 +194,7 @@ class Conversations:
             raise DataError(f"no answer within {speaker.timeout_s:g} s") from None
         await asyncio.to_thread(partial(self._store, asked, speaker, seed, said))
 
+    @persistent
     def _store(self, asked: _Asked, speaker: Speaker, seed: int, answer: Said) -> None:
         """Keep a candidate at a random place of the turn that it answers, if that still waits."""
         sample = Sample(

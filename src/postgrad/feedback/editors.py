@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from postgrad.feedback.utility import measures, sentences, utility, words
+from postgrad.feedback.utility import GOLD, Utility, measures, sentences, utility, words
 
 MIN_GAIN: Final = 1e-9
 _TRAILING: Final = " ,;:-\u2013\u2014("
@@ -38,6 +38,7 @@ class SimulatedEditor:
         prompt: str,
         reference: str | None,
         constraints: Sequence[Mapping[str, Any]],
+        weights: Utility = GOLD,
     ) -> str:
         """The answer as this editor hands it in; a pure function of the editor and the sample.
 
@@ -48,6 +49,7 @@ class SimulatedEditor:
             prompt: the last user message.
             reference: of the prompt, if it has one.
             constraints: of the prompt.
+            weights: of what the editor wants.
         """
         if random.Random(f"{self!r}|{sample_id}").random() < self.carelessness:
             return text
@@ -56,7 +58,7 @@ class SimulatedEditor:
             found = measures(
                 candidate, finish_reason=finish, reference=reference, constraints=constraints, prompt=prompt
             )
-            return utility(found)
+            return utility(found, weights)
 
         best, value = text, worth(text, finish_reason)
         while True:

@@ -5,34 +5,33 @@ What was asked for and what was written stands beside the files, with the SHA-25
 
 from __future__ import annotations
 
-import csv
+import codecs
 import hashlib
 import io
 import json
 import os
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
-
-import orjson
+from typing import Any, Final, Self
 
 from postgrad import __version__
 from postgrad.errors import ConfigError, DataError
-from postgrad.feedback.formats import COLUMNS, FORMATS, Format, Labelled, Row, defused
-from postgrad.feedback.native import WIDE, Native
-from postgrad.feedback.pages import TABLE, TRAINING, Filters, Reading, pages
+from postgrad.feedback.chunked import chunked
+from postgrad.feedback.chunks import NATIVE, Plan, csv_lines, format_of
+from postgrad.feedback.formats import COLUMNS, FORMATS, Format, Piece, Row
+from postgrad.feedback.pages import Filters
 from postgrad.feedback.store import LabelStore
 
 FORMAT_VERSION: Final = 1
-NATIVE: Final = "native"
 FORMAT_NAMES: Final = (NATIVE, *FORMATS)
 _ROW_GROUP: Final = 5_000
 _BUFFER: Final = 2**20
-_AS_NATIVE: Final = Format(lambda one: iter(()), (), None, ".jsonl", everything=True)
+_GZIPPED: Final = ".jsonl.gz"
 
 
 @dataclass(slots=True)
@@ -66,8 +65,9 @@ def export_labels(
 
     Args:
         store: whose labels.
-        target: a file, where it has the format's suffix, with everything in it; else a directory, into which formats
-            for training write `train` and `valid`, by a hash of the prompt's id, so that no prompt is in both.
+        target: a file, where it has the format's suffix, or .jsonl.gz for .jsonl, with everything in it; else a
+            directory, into which formats for training write `train` and `valid`, by a hash of the prompt's id, so that
+            no prompt is in both.
         format_name: one of `FORMAT_NAMES`.
         filters: by default "train" and people, where the format is for training.
         valid_share: of the prompts, 0 to 1.
@@ -79,35 +79,55 @@ def export_labels(
     """
     if format_name not in FORMAT_NAMES:
         raise ConfigError(f"--format {format_name!r} is not one of {', '.join(FORMAT_NAMES)}")
-    form = FORMATS.get(format_name, _AS_NATIVE)
+    form = format_of(format_name)
     wanted = _resolve(filters or Filters(), form, format_name)
-    single = target.suffix == form.suffix
+    if target.suffix == ".gz" and not (target.name.endswith(_GZIPPED) and form.suffix == ".jsonl"):
+        raise ConfigError(f"{str(target)!r}: only JSON lines are compressed, as FILE{_GZIPPED}; say FILE{form.suffix}")
+    suffix = _GZIPPED if target.suffix == ".gz" else form.suffix
+    single = target.name.endswith(suffix)
     splits = form.splits and not single
     folder = target.parent if single else target
     folder.mkdir(parents=True, exist_ok=True)
-    names = [target.name] if single else [n + form.suffix for n in (("train", "valid") if splits else ("labels",))]
+    names = [target.name] if single else [n + suffix for n in (("train", "valid") if splits else ("labels",))]
     manifest = Manifest(format_name, asdict(wanted), valid_share if form.splits else None)
-    beside = folder / (f"{target.stem}.manifest.json" if single else "manifest.json")
-    with ExitStack() as stack, store.reading() as session:
-        sinks = [stack.enter_context(_SINKS[form.suffix](folder / name)) for name in names]
-        columns = WIDE if format_name == NATIVE else TRAINING if form.splits else TABLE
-        share = None if format_name == NATIVE or (single and form.splits) else valid_share
-        native: Native | None = None
-        for page, done in pages(session, Reading(wanted, form.kinds, not form.everything, columns, share)):
-            if format_name == NATIVE:
-                native = native or Native(session.connection())
-                sinks[0].add_lines(native.lines(page))
-            else:
-                _add(sinks, [(one.split, list(form.rows(one))) for one in page], manifest)
-            _count(manifest, page)
+    beside = folder / (f"{target.name.removesuffix(suffix)}.manifest.json" if single else "manifest.json")
+    share = None if format_name == NATIVE or (single and form.splits) else valid_share
+    plan, sink = Plan(format_name, wanted, share, splits), _SINKS[suffix]
+    told: set[bytes] = set()
+    counts: Counter[tuple[str, str, int | None]] = Counter()
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(sink(folder / name)) for name in names]
+        for chunk, done in stack.enter_context(closing(chunked(store, plan))):
+            for to, pieces in zip(sinks, chunk.pieces, strict=True):
+                for piece in pieces:
+                    if piece.is_news:
+                        if piece.data in told:
+                            continue
+                        told.add(piece.data)
+                    to.add(piece)
+            counts.update(chunk.counts)
+            manifest.without_rows += chunk.without_rows
             on_page(done)
-        if not manifest.labels:
+        if not counts:
             raise DataError(f"no label passes the filters ({_said(wanted)}); widen them, for instance --rater-kind")
-        manifest.files = [sink.finish() for sink in sinks]
-        for sink in sinks:
-            sink.publish()
+        manifest.files = [to.finish() for to in sinks]
+        for to in sinks:
+            to.publish()
+    _count(manifest, counts)
     _write(beside, manifest)
     return manifest
+
+
+class _Hashed(io.BufferedWriter):
+    """A new file that knows the SHA-256 of what was written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"), _BUFFER)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return super().write(data)
 
 
 class _Lines:
@@ -117,7 +137,7 @@ class _Lines:
         self.path = path
         self.rows = 0
         self._partial = path.with_name(f".{path.name}.partial")
-        self._file: IO[bytes] = self._partial.open("wb", buffering=_BUFFER)
+        self._file = _Hashed(self._partial)
 
     def __enter__(self) -> Self:
         return self
@@ -128,25 +148,35 @@ class _Lines:
         self._file.close()
         self._partial.unlink(missing_ok=True)
 
-    def add(self, rows: Sequence[Row]) -> None:
-        self.add_lines([orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows])
-
-    def add_lines(self, lines: Sequence[bytes]) -> None:
-        self.rows += len(lines)
-        self._file.write(b"".join(lines))
+    def add(self, piece: Piece) -> None:
+        self.rows += piece.num_rows
+        self._file.write(piece.data)
 
     def finish(self) -> dict[str, Any]:
         """Close it; its name, rows, bytes and SHA-256."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        with self._partial.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = self._partial.stat().st_size
+        size, digest = self._partial.stat().st_size, self._file.sha256.hexdigest()
         return {"name": self.path.name, "rows": self.rows, "bytes": size, "sha256": digest}
 
     def publish(self) -> None:
         self._partial.replace(self.path)
+
+
+class _Gzipped(_Lines):
+    """One member, without a time or a name in its head, so that equal rows are equal bytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+
+    def add(self, piece: Piece) -> None:
+        super().add(Piece(self._packer.compress(piece.data), piece.num_rows))
+
+    def finish(self) -> dict[str, Any]:
+        self._file.write(self._packer.flush())
+        return super().finish()
 
 
 class _Csv(_Lines):
@@ -154,13 +184,7 @@ class _Csv(_Lines):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._text = io.TextIOWrapper(self._file, encoding="utf-8-sig", newline="", write_through=True)
-        self._writer = csv.writer(self._text)
-        self._writer.writerow(COLUMNS)
-
-    def add(self, rows: Sequence[Row]) -> None:
-        self.rows += len(rows)
-        self._writer.writerows([defused(cell) for cell in row.values()] for row in rows)
+        self._file.write(codecs.BOM_UTF8 + csv_lines([list(COLUMNS)]))
 
 
 class _Parquet(_Lines):
@@ -174,9 +198,9 @@ class _Parquet(_Lines):
         self._writer = pyarrow.parquet.ParquetWriter(self._file, self._schema)
         self._waiting: list[Row] = []
 
-    def add(self, rows: Sequence[Row]) -> None:
-        self.rows += len(rows)
-        self._waiting += rows
+    def add(self, piece: Piece) -> None:
+        self.rows += piece.num_rows
+        self._waiting += piece.data
         if len(self._waiting) >= _ROW_GROUP:
             self._write_group()
 
@@ -193,7 +217,7 @@ class _Parquet(_Lines):
         self._waiting = []
 
 
-_SINKS: Final = {".jsonl": _Lines, ".csv": _Csv, ".parquet": _Parquet}
+_SINKS: Final = {".jsonl": _Lines, _GZIPPED: _Gzipped, ".csv": _Csv, ".parquet": _Parquet}
 
 
 def _write(path: Path, manifest: Manifest) -> None:
@@ -213,18 +237,9 @@ def _said(filters: Filters) -> str:
     return ", ".join(f"{key} {value}" for key, value in asdict(filters).items() if value) or "none given"
 
 
-def _add(sinks: Sequence[_Lines], page: Sequence[tuple[str, list[Row]]], manifest: Manifest) -> None:
-    manifest.without_rows += sum(not rows for _, rows in page)
-    held_out = len(sinks) > 1
-    sinks[0].add([row for split, rows in page if not (held_out and split == "valid") for row in rows])
-    if held_out:
-        sinks[1].add([row for split, rows in page if split == "valid" for row in rows])
-
-
-def _count(manifest: Manifest, page: Sequence[Labelled]) -> None:
-    manifest.labels += len(page)
-    for counts, column in ((manifest.kinds, "kind"), (manifest.rater_kinds, "rater_kind")):
-        for kind, num in Counter(getattr(one.label, column) for one in page).items():
-            counts[kind] = counts.get(kind, 0) + num
-    told = {one.label.guideline for one in page} - {None, *manifest.guidelines}
-    manifest.guidelines = sorted([*manifest.guidelines, *told])
+def _count(manifest: Manifest, counts: Counter[tuple[str, str, int | None]]) -> None:
+    manifest.labels = counts.total()
+    for (kind, rater_kind, _), num in counts.items():
+        manifest.kinds[kind] = manifest.kinds.get(kind, 0) + num
+        manifest.rater_kinds[rater_kind] = manifest.rater_kinds.get(rater_kind, 0) + num
+    manifest.guidelines = sorted({guideline for _, _, guideline in counts if guideline is not None})

@@ -35,6 +35,16 @@ class Labelled(NamedTuple):
     """`id`, `text` and `checkpoint` of each answer; of a conversation, of every candidate."""
 
 
+class Piece(NamedTuple):
+    """Rows that stand together in a file."""
+
+    data: Any
+    """bytes, or the rows themselves where the format is Parquet."""
+    num_rows: int
+    is_news: bool = False
+    """A round, rater or guideline, which another process may have told before."""
+
+
 class Format(NamedTuple):
     rows: Callable[[Labelled], Iterator[Row]]
     kinds: tuple[Kind, ...]

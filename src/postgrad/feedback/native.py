@@ -17,7 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-from postgrad.feedback.formats import Labelled
+from postgrad.feedback.formats import Labelled, Piece
 from postgrad.feedback.pages import ASSIGNMENT, COMPARISON, LABEL, PROMPT, SAMPLE, TABLES, TASK, Columns
 
 
@@ -167,7 +167,7 @@ WIDE = Columns(
 
 
 class Native:
-    """Lines of labels, in order; remembers which rounds, raters and guidelines were told already."""
+    """Lines of labels, in order; remembers which rounds, raters and guidelines it has told."""
 
     def __init__(self, connection: Connection) -> None:
         rounds, raters, guidelines = (TABLES[name].c for name in ("rounds", "raters", "guidelines"))
@@ -181,10 +181,13 @@ class Native:
         columns = (guidelines.version, guidelines.text, guidelines.author_id, guidelines.created_at)
         self._guidelines = {g.version: (g.author_id, _line("guideline", g)) for g in read(select(*columns))}
 
-    def lines(self, page: Sequence[Labelled]) -> list[bytes]:
+    def pieces(self, page: Sequence[Labelled]) -> Iterator[Piece]:
         if not self._has_news(page):
-            return [_written(one) for one in page]
-        return [line for one in page for line in (*self._news(one), _written(one))]
+            yield Piece(b"".join([_written(one) for one in page]), len(page))
+            return
+        for one in page:
+            yield from (Piece(line, 1, is_news=True) for line in self._news(one))
+            yield Piece(_written(one), 1)
 
     def _has_news(self, page: Sequence[Labelled]) -> object:
         """Whether a page names what was not told before; almost none does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -17,7 +16,7 @@ from postgrad.feedback.formats import Labelled
 from postgrad.feedback.records import Purpose, RaterKind, content_id
 from postgrad.feedback.values import Kind
 
-_PAGE: Final = 500
+PAGE: Final = 500
 """Labels in memory at a time; an answer may be 400,000 characters long."""
 _HASHED: Final = 2**32
 
@@ -72,20 +71,19 @@ class Reading:
     """None where nobody wants to know the split."""
 
 
-def pages(session: Session, reading: Reading) -> Iterator[tuple[list[Labelled], float]]:
-    """Pages in the order of submission, each with how much of the store lies behind it, from 0 to 1.
+def snapshot(session: Session, name: str | None = None) -> tuple[Connection, tuple[int, int]]:
+    """A connection that sees one state of the store, whatever it is asked; the lowest and highest number of a label.
 
-    All pages are of one snapshot: SQLite's transactions are that anyway, PostgreSQL is asked for it.
+    Args:
+        session: that has not read yet. SQLite's transactions are such anyway, PostgreSQL is asked for it.
+        name: of another connection's snapshot in PostgreSQL, to see the same.
     """
     is_postgresql = session.get_bind().dialect.name == "postgresql"
     connection = session.connection(execution_options={"isolation_level": "REPEATABLE READ"} if is_postgresql else {})
+    if name is not None:
+        connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{name}'")
     first, last = connection.execute(select(func.min(LABEL.id), func.max(LABEL.id))).one()
-    if first is None:
-        return
-    reader = _Reader(connection, reading)
-    # Ranges of ids, because a LIMIT would tempt a planner to start from another table and sort all for every page.
-    for start in range(first, last + 1, _PAGE):
-        yield reader.page(start, start + _PAGE - 1), min(1.0, (start + _PAGE - first) / (last + 1 - first))
+    return connection, (1, 0) if first is None else (first, last)
 
 
 def split_of(prompt_id: str, valid_share: float) -> str:
@@ -93,7 +91,9 @@ def split_of(prompt_id: str, valid_share: float) -> str:
     return "valid" if int(content_id("split", prompt_id)[:8], 16) < valid_share * _HASHED else "train"
 
 
-class _Reader:
+class Reader:
+    """Pages of labels in the order of their submission."""
+
     def __init__(self, connection: Connection, reading: Reading) -> None:
         self._connection = connection
         self._share = reading.valid_share
@@ -108,6 +108,7 @@ class _Reader:
         )
 
     def page(self, first: int, last: int) -> list[Labelled]:
+        """The labels from number `first` to `last`."""
         rows = self._read(self._labels.where(LABEL.id.between(first, last)))
         prompts = {p.id: self._prompt(p) for p in self._found(self._prompts, PROMPT.id, {r.prompt_id for r in rows})}
         asked = {row.comparison_id for row in rows if row.comparison_id is not None}
@@ -137,7 +138,7 @@ class _Reader:
 
     def _found(self, query: Select[Any], column: Any, ids: set[str]) -> list[Any]:
         wanted = sorted(ids)
-        batches = [wanted[start : start + _PAGE] for start in range(0, len(wanted), _PAGE)]
+        batches = [wanted[start : start + PAGE] for start in range(0, len(wanted), PAGE)]
         return [row for batch in batches for row in self._read(query.where(column.in_(batch)))]
 
     def _read(self, query: Select[Any]) -> list[Any]:

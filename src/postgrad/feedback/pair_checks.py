@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from postgrad.config.pairs import TreatmentConfig
+from postgrad.config.pairs import MixtureTreatmentConfig, TreatmentConfig
 from postgrad.errors import DataError
-from postgrad.feedback.pairs import Found, Pair
+from postgrad.feedback.pairs import Found, Label, Pair
 from postgrad.feedback.records import content_id
 
 _EXAMPLES: Final = 3
@@ -19,9 +19,9 @@ _SAID: Final = {
     "empty_answer": "an answer is empty",
     "equal_sides": "both answers are the same",
     "checkpoint_gone": "the policy that answered is in no round of this workspace",
-    "contradictory": "the same two answers were also preferred the other way round",
+    "contradictory": "the same two answers were also preferred the other way round, or the same answer judged so",
     "one_rater": "one person gave more than `odd.max_rater_share` of the labels",
-    "too_long": "prompt and answer have more than `data.max_tokens` tokens",
+    "too_long": "prompt and answer have more than `data.max_tokens` tokens, or more than the model reads",
 }
 
 
@@ -40,9 +40,9 @@ class Oddity:
 
 
 def check_pairs(
-    found: Iterable[Found], cfg: TreatmentConfig, *, checkpoints: Collection[str]
-) -> tuple[list[Pair], list[Oddity]]:
-    """The pairs to learn from, and everything that is odd, whether or not it was left in.
+    found: Iterable[Found], cfg: TreatmentConfig, *, checkpoints: Collection[str], key: str = "data.odd"
+) -> tuple[list[Label], list[Oddity]]:
+    """The labels to learn from, and everything that is odd, whether or not it was left in.
 
     A pair that several things are wrong with counts once for each, up to the first that drops it.
 
@@ -50,38 +50,39 @@ def check_pairs(
         found: as the sources have them.
         cfg: what becomes of what.
         checkpoints: SHA-256 of all weights that the workspace holds.
+        key: what the recipe calls `cfg`.
 
     Raises:
         DataError: the recipe says to stop, or nothing is left.
     """
     left = list(found)
     total = len(left)
-    sieve = _Sieve(cfg)
+    sieve = _Sieve(cfg, key)
     left = sieve.each("prompts_differ", left, lambda f: f.prompts_differ)
-    left = sieve.each("empty_answer", left, lambda f: not f.pair.better.text.strip() or not f.pair.worse.text.strip())
-    left = sieve.each("equal_sides", left, lambda f: f.pair.better.text == f.pair.worse.text)
-    left = sieve.each("checkpoint_gone", left, lambda f: not _known(f.pair, checkpoints))
+    left = sieve.each("empty_answer", left, lambda f: not all(a.text.strip() for a in f.label.answers))
+    left = sieve.each("equal_sides", left, lambda f: _is_equal(f.label))
+    left = sieve.each("checkpoint_gone", left, lambda f: not _known(f.label, checkpoints))
     both_ways = _both_ways(left)
-    left = sieve.each("contradictory", left, lambda f: not f.pair.tie and _question(f.pair) in both_ways)
+    left = sieve.each("contradictory", left, lambda f: _said(f.label) is not None and _question(f.label) in both_ways)
     beyond = _beyond(left, cfg.max_rater_share)
     left = sieve.each("one_rater", left, lambda f: id(f) in beyond)
     if not left:
         raise DataError(f"none of {total} pairs is left to learn from; {sieve.sentence()}")
-    return [f.pair for f in left], sieve.oddities
+    return [f.label for f in left], sieve.oddities
 
 
-def add_too_long(oddities: list[Oddity], long: Sequence[Pair], cfg: TreatmentConfig) -> None:
-    """Count pairs that did not fit, which whoever renders them finds out.
+def add_too_long(oddities: list[Oddity], long: Sequence[Label], cfg: TreatmentConfig, *, key: str = "data.odd") -> None:
+    """Count labels that did not fit, which whoever renders them finds out.
 
     Raises:
         DataError: the recipe says to stop.
     """
-    sieve = _Sieve(cfg)
-    sieve.each("too_long", [Found(pair, f"prompt {pair.prompt_id}") for pair in long], lambda _: True)
+    sieve = _Sieve(cfg, key)
+    sieve.each("too_long", [Found(label, f"prompt {label.prompt_id}") for label in long], lambda _: True)
     oddities += sieve.oddities
 
 
-def unreadable_rows(where: Mapping[str, Sequence[str]], cfg: TreatmentConfig) -> Oddity:
+def unreadable_rows(where: Mapping[str, Sequence[str]], cfg: MixtureTreatmentConfig) -> Oddity:
     """Rows of files that are no pairs, by file; with "stop", reading has refused them."""
     every = [place for places in where.values() for place in places]
     return Oddity(
@@ -96,8 +97,9 @@ def as_rows(oddities: Iterable[Oddity]) -> list[dict[str, Any]]:
 
 
 class _Sieve:
-    def __init__(self, cfg: TreatmentConfig) -> None:
+    def __init__(self, cfg: TreatmentConfig, key: str) -> None:
         self._cfg = cfg
+        self._key = key
         self.oddities: list[Oddity] = []
 
     def each(self, problem: str, found: Sequence[Found], is_odd: Any) -> list[Found]:
@@ -105,13 +107,13 @@ class _Sieve:
         odd = [f for f in found if is_odd(f)]
         oddity = Oddity(
             problem, treatment, _SAID[problem], len(odd), len(odd) if treatment == "drop" else 0,
-            dict(Counter(f.pair.source for f in odd)), [f.where for f in odd[:_EXAMPLES]],
+            dict(Counter(f.label.source for f in odd)), [f.where for f in odd[:_EXAMPLES]],
         )  # fmt: skip
         self.oddities.append(oddity)
         if odd and treatment == "stop":
             raise DataError(
                 f"{len(odd)} of {len(found)} pairs: {oddity.meaning} ({', '.join(oddity.examples)}); mend them, or set "
-                f"'data.odd.{problem}' to \"drop\"" + (' or "keep"' if problem != "too_long" else "")
+                f"'{self._key}.{problem}' to \"drop\"" + (' or "keep"' if problem != "too_long" else "")
             )
         if treatment != "drop":
             return list(found)
@@ -123,21 +125,32 @@ class _Sieve:
         return "; ".join(counted) or "the sources hold none"
 
 
-def _known(pair: Pair, checkpoints: Collection[str]) -> bool:
-    return all(side.checkpoint in checkpoints for side in (pair.better, pair.worse) if side.checkpoint)
+def _is_equal(label: Label) -> bool:
+    return isinstance(label, Pair) and label.better.text == label.worse.text
 
 
-def _question(pair: Pair) -> tuple[str, ...]:
-    return (pair.prompt_id, *sorted((pair.better.text, pair.worse.text)))
+def _known(label: Label, checkpoints: Collection[str]) -> bool:
+    return all(answer.checkpoint in checkpoints for answer in label.answers if answer.checkpoint)
+
+
+def _question(label: Label) -> tuple[str, ...]:
+    return (label.prompt_id, *sorted(answer.text for answer in label.answers))
+
+
+def _said(label: Label) -> str | bool | None:
+    """What another label on the same question may contradict; None where it says nothing of the kind."""
+    if isinstance(label, Pair):
+        return None if label.tie or _is_equal(label) else label.better.text
+    return label.good
 
 
 def _both_ways(found: Iterable[Found]) -> set[tuple[str, ...]]:
-    """Questions on which somebody preferred the one answer, and somebody the other."""
-    winners: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    """Questions on which somebody said the one thing, and somebody the other."""
+    said: dict[tuple[str, ...], set[str | bool]] = defaultdict(set)
     for f in found:
-        if not f.pair.tie and f.pair.better.text != f.pair.worse.text:
-            winners[_question(f.pair)].add(f.pair.better.text)
-    return {question for question, texts in winners.items() if len(texts) > 1}
+        if (opinion := _said(f.label)) is not None:
+            said[_question(f.label)].add(opinion)
+    return {question for question, opinions in said.items() if len(opinions) > 1}
 
 
 def _beyond(found: Sequence[Found], share: float) -> set[int]:
@@ -147,8 +160,8 @@ def _beyond(found: Sequence[Found], share: float) -> set[int]:
     """
     by_rater: dict[str, list[Found]] = defaultdict(list)
     for f in found:
-        if f.pair.rater:
-            by_rater[f.pair.rater].append(f)
+        if f.label.rater:
+            by_rater[f.label.rater].append(f)
     counts = {rater: len(given) for rater, given in by_rater.items()}
     while counts:
         rater = max(counts, key=lambda name: counts[name])
@@ -159,7 +172,5 @@ def _beyond(found: Sequence[Found], share: float) -> set[int]:
     return {
         id(f)
         for rater, given in by_rater.items()
-        for f in sorted(given, key=lambda f: content_id(f.where, f.pair.better.text, f.pair.worse.text))[
-            counts[rater] :
-        ]
+        for f in sorted(given, key=lambda f: content_id(f.where, *(a.text for a in f.label.answers)))[counts[rater] :]
     }

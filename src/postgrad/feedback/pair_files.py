@@ -2,7 +2,8 @@
 
 Odd pairs come through, to be counted: equal or empty answers, prompts that differ. HH and WebGPT: see `foreign`.
 HelpSteer: nvidia/HelpSteer2, one answer a row with its scores. HelpSteer3: nvidia/HelpSteer3, two answers and a
-preference from -3, the first is much better, to 3. "pairs": TRL's preference format, with or without its own prompt.
+preference from -3, the first is much better, to 3. "pairs" and "unpaired": TRL's preference format, with or without
+its own prompt, and its format of answers that were judged alone.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 from postgrad.config.pairs import PairSourceConfig
+from postgrad.data import readers
 from postgrad.feedback.foreign import Row, hh_turns, webgpt_sides
 from postgrad.feedback.intake import MAX_MB, BadRow, BadRows, items, read_rows, text
-from postgrad.feedback.pairs import Answered, Found, Pair, prompt_id_of
-from postgrad.types import Conversation, Message, Role
+from postgrad.feedback.pairs import Answered, Found, Label, Pair, Verdict, prompt_id_of
+from postgrad.types import Conversation, Message
 
 Messages = tuple[Message, ...]
+Tools = tuple[Mapping[str, Any], ...]
 
 _STRENGTHS: Final = 3
-_ROLES: Final = get_args(Role)
 
 
 class PairFile(NamedTuple):
@@ -47,7 +49,7 @@ def read_pair_file(path: Path, cfg: PairSourceConfig, *, stop: bool) -> PairFile
     left_out = 0
     unreadable: list[str] = []
     read = _Scores(cfg.attribute) if cfg.format == "helpsteer" else _READERS[cfg.format]
-    for line, row in read_rows(path, max_mb=MAX_MB):
+    for line, row in _rows(path):
         total += 1
         try:
             if isinstance(row, BadRow):
@@ -55,7 +57,8 @@ def read_pair_file(path: Path, cfg: PairSourceConfig, *, stop: bool) -> PairFile
             if any(_number(row, key) < least for key, least in cfg.at_least.items()):
                 left_out += 1
                 continue
-            found += [Found(_named(pair, path, cfg), f"{path.name} line {line}", differ) for pair, differ in read(row)]
+            where = f"{path.name} line {line}"
+            found += [Found(_named(label, path, cfg), where, differ) for label, differ in read(row)]
         except BadRow as e:
             unreadable.append(f"{path.name} line {line}")
             if stop:
@@ -64,19 +67,28 @@ def read_pair_file(path: Path, cfg: PairSourceConfig, *, stop: bool) -> PairFile
     return PairFile(found[: cfg.max_pairs], left_out, unreadable)
 
 
-def _named(pair: Pair, path: Path, cfg: PairSourceConfig) -> Pair:
-    return replace(pair, source=path.name, weight=pair.weight * cfg.weight, domain=pair.domain or cfg.domain)
+def _rows(path: Path) -> Iterator[tuple[int, Row | BadRow]]:
+    """A Parquet file writes null where a row does not have what another one has."""
+    if path.suffix != ".parquet":
+        yield from read_rows(path, max_mb=MAX_MB)
+        return
+    for line, row in readers.read_rows(path):
+        yield line, {key: value for key, value in row.items() if value is not None}
 
 
-def _pair(prompt: Messages, better: str, worse: str, **known: Any) -> Pair:
-    conversation = Conversation(prompt)
+def _named(label: Label, path: Path, cfg: PairSourceConfig) -> Label:
+    return replace(label, source=path.name, weight=label.weight * cfg.weight, domain=label.domain or cfg.domain)
+
+
+def _pair(prompt: Messages, better: str, worse: str, *, tools: Tools = (), **known: Any) -> Pair:
+    conversation = Conversation(prompt, tools)
     return Pair(
         prompt_id_of(conversation), conversation, Answered(better), Answered(worse),
         rater=known.pop("rater", ""), rater_kind="human", source="", **known,
     )  # fmt: skip
 
 
-Read = Iterator[tuple[Pair, bool]]
+Read = Iterator[tuple[Label, bool]]
 
 
 def _read_hh(row: Row) -> Read:
@@ -115,8 +127,21 @@ def _read_pairs(row: Row) -> Read:
     strength = 1
     if {"rank_chosen", "rank_rejected"} <= row.keys():
         strength = max(1, min(_STRENGTHS, round(_number(row, "rank_rejected") - _number(row, "rank_chosen"))))
-    known = {key: text(row, key) for key in ("rater", "domain") if row.get(key) is not None}
-    yield _pair(said or own, chosen, rejected, strength=strength, **known), said != also_said
+    users = tuple(m for m in said if m.role == "user")
+    differ = said != also_said or bool(own and said and own not in (said, users[:1], users[-1:]))
+    yield _pair(said or own, chosen, rejected, strength=strength, tools=_tools(row), **_named_in(row)), differ
+
+
+def _read_unpaired(row: Row) -> Read:
+    prompt, (said, answer), good = _asked(row), _sides(row.get("completion"), "completion"), row.get("label")
+    if said:
+        raise BadRow("'completion' must be one assistant turn")
+    if not isinstance(good, bool):
+        raise BadRow("'label' must be true or false")
+    conversation = Conversation(prompt, _tools(row))
+    known: dict[str, Any] = {"rater": "", **_named_in(row)}
+    name = prompt_id_of(conversation)
+    yield Verdict(name, conversation, Answered(answer), good, rater_kind="human", source="", **known), False
 
 
 class _Scores:
@@ -143,13 +168,22 @@ _READERS: Final[Mapping[str, Callable[[Row], Read]]] = {
     "webgpt": _read_webgpt,
     "helpsteer3": _read_helpsteer3,
     "pairs": _read_pairs,
+    "unpaired": _read_unpaired,
 }
 
 
 def _asked(row: Row) -> Messages:
-    if isinstance(row["prompt"], list):
+    if isinstance(row.get("prompt"), list):
         return _messages(row["prompt"], "prompt")
     return (Message("user", text(row, "prompt")),)
+
+
+def _named_in(row: Row) -> dict[str, str]:
+    return {key: text(row, key) for key in ("rater", "domain") if row.get(key) is not None}
+
+
+def _tools(row: Row) -> Tools:
+    return tuple(items(row, "tools", dict)) if row.get("tools") is not None else ()
 
 
 def _sides(value: Any, key: str) -> tuple[Messages, str]:
@@ -157,8 +191,8 @@ def _sides(value: Any, key: str) -> tuple[Messages, str]:
     if isinstance(value, str):
         return (), value
     messages = _messages(value, key)
-    if messages[-1].role != "assistant":
-        raise BadRow(f"{key!r} must end with an assistant turn")
+    if messages[-1].role != "assistant" or messages[-1].tool_calls:
+        raise BadRow(f"{key!r} must end with an assistant turn of text")
     return messages[:-1], messages[-1].content
 
 
@@ -166,10 +200,10 @@ def _messages(value: Any, key: str) -> Messages:
     found = items({key: value}, key, dict)
     if not found:
         raise BadRow(f"{key!r} has no messages")
-    for message in found:
-        if message.get("role") not in _ROLES:
-            raise BadRow(f"{key!r} has the unknown role {message.get('role')!r}; use {', '.join(_ROLES)}")
-    return tuple(Message(m["role"], text(m, "content", may_be_empty=True)) for m in found)
+    try:
+        return tuple(readers.read_message(m, f"{key}[{i}]", may_be_empty=True) for i, m in enumerate(found))
+    except ValueError as e:
+        raise BadRow(str(e)) from None
 
 
 def _either(row: Row, one: str, other: str) -> str:

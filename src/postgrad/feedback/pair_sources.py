@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from postgrad.config.pairs import PairsConfig
-from postgrad.data.mixture import split_of
+from postgrad.data.mixture import normalise, split_of
 from postgrad.errors import ConfigError, DataError
 from postgrad.feedback.pair_checks import Oddity, check_pairs, unreadable_rows
 from postgrad.feedback.pair_files import read_pair_file
 from postgrad.feedback.pair_labels import LABELS, read_label_pairs
-from postgrad.feedback.pairs import Found, Pair, first_words, with_system
+from postgrad.feedback.pairs import Found, Label, Pair, SomeLabel, first_words, with_system
 from postgrad.feedback.store import LabelStore
 
 
 @dataclass(frozen=True)
 class PairData:
-    pairs: tuple[Pair, ...]
+    labels: list[Label]
+    """Pairs, and answers that were judged alone."""
     oddities: list[Oddity]
     """Everything that was odd, whether or not it was left in."""
     sources: list[dict[str, Any]]
     """How many pairs each source had, how many its own filter left out, and its weight."""
 
-    def split(self, validation_share: float) -> tuple[list[Pair], list[Pair]]:
-        """(training, validation) by the first message of the prompt: the same in every run and mixture."""
-        shares = {"train": 1 - validation_share, "validation": validation_share}
-        parts: dict[str, list[Pair]] = {"train": [], "validation": []}
-        for pair in self.pairs:
-            parts[split_of(first_words(pair.prompt), shares, "reward")].append(pair)
-        return parts["train"], parts["validation"]
+    @property
+    def pairs(self) -> list[Pair]:
+        return [label for label in self.labels if isinstance(label, Pair)]
+
+
+def is_decided(label: Label) -> bool:
+    """Whether it says which of two answers is better."""
+    return isinstance(label, Pair) and not label.tie
+
+
+def split_labels(
+    labels: Sequence[SomeLabel], validation_share: float, *, teaches: Callable[[Label], bool] = is_decided
+) -> tuple[list[SomeLabel], list[SomeLabel]]:
+    """(training, validation) by the first message of the prompt: the same in every run and mixture.
+
+    A part in which nothing `teaches` takes the last of the other's first messages, where that has several.
+    """
+    shares = {"train": 1 - validation_share, "validation": validation_share}
+    parts: dict[str, dict[str, list[SomeLabel]]] = {"train": {}, "validation": {}}
+    for label in labels:
+        words = normalise(first_words(label.prompt))
+        parts[split_of(words, shares, "reward")].setdefault(words, []).append(label)
+    useful = {name: [w for w, about in part.items() if any(map(teaches, about))] for name, part in parts.items()}
+    for needy, rich in (("validation", "train"), ("train", "validation")):
+        if not useful[needy] and len(useful[rich]) > 1:
+            words = useful[rich][-1]
+            parts[needy][words] = parts[rich].pop(words)
+    train, validation = ([label for about in part.values() for label in about] for part in parts.values())
+    return train, validation
 
 
 def source_paths(cfg: PairsConfig, folder: Path) -> list[Path]:
@@ -49,13 +72,13 @@ def source_paths(cfg: PairsConfig, folder: Path) -> list[Path]:
     return paths
 
 
-def read_pairs(cfg: PairsConfig, folder: Path, store: LabelStore, *, checkpoints: Collection[str]) -> PairData:
+def read_pairs(cfg: PairsConfig, folder: Path, store: LabelStore | None, *, checkpoints: Collection[str]) -> PairData:
     """All sources of a recipe.
 
     Args:
         cfg: the recipe's `data`.
         folder: where relative paths begin.
-        store: of the workspace's labels.
+        store: of the workspace's labels; None where no source asks for them.
         checkpoints: SHA-256 of all weights that the workspace holds.
 
     Raises:
@@ -70,8 +93,9 @@ def read_pairs(cfg: PairsConfig, folder: Path, store: LabelStore, *, checkpoints
     for source in cfg.sources:
         name, left_out = Path(source.path).name or LABELS, 0
         if source.format == "labels":
+            assert store is not None, "a source asks for the workspace's labels"
             found = [
-                replace(f, pair=replace(f.pair, weight=f.pair.weight * source.weight))
+                replace(f, label=replace(f.label, weight=f.label.weight * source.weight))
                 for f in read_label_pairs(store, source)
             ]
         else:
@@ -79,7 +103,7 @@ def read_pairs(cfg: PairsConfig, folder: Path, store: LabelStore, *, checkpoints
             unreadable[name] = bad
         if not found:
             raise DataError(f"source {name!r} has no pair to learn from; label some, widen its filter, or remove it")
-        everything += [replace(f, pair=with_system(f.pair, cfg.system)) for f in found]
+        everything += [replace(f, label=with_system(f.label, cfg.system)) for f in found]
         sources.append({"source": name, "pairs": len(found), "left_out": left_out, "weight": source.weight})
-    pairs, oddities = check_pairs(everything, cfg.odd, checkpoints=checkpoints)
-    return PairData(tuple(pairs), [unreadable_rows(unreadable, cfg.odd), *oddities], sources)
+    labels, oddities = check_pairs(everything, cfg.odd, checkpoints=checkpoints)
+    return PairData(labels, [unreadable_rows(unreadable, cfg.odd), *oddities], sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from postgrad.feedback.codec import conversation_from_json, conversation_to_json
 from postgrad.feedback.records import RaterKind, content_id
@@ -33,19 +33,46 @@ class Pair:
     """"labels", or the file that it was read from."""
     tie: bool = False
     both_bad: bool = False
-    """A tie in which no answer will do."""
+    """A tie in which no answer will do, or between the worst of a ranking."""
     strength: int = 1
     """1 slightly better, or not graded; 2 clearly; 3 much better."""
     weight: float = 1.0
     domain: str = ""
     """What kind of prompt it is, where the source says so."""
 
+    @property
+    def answers(self) -> tuple[Answered, ...]:
+        return self.better, self.worse
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One answer that somebody found good or bad by itself."""
+
+    prompt_id: str
+    prompt: Conversation
+    answer: Answered
+    good: bool
+    rater: str
+    rater_kind: RaterKind
+    source: str
+    weight: float = 1.0
+    domain: str = ""
+
+    @property
+    def answers(self) -> tuple[Answered, ...]:
+        return (self.answer,)
+
+
+Label = Pair | Verdict
+SomeLabel = TypeVar("SomeLabel", Pair, Verdict, Label)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A pair as its source has it, before anything was checked."""
+    """A label as its source has it, before anything was checked."""
 
-    pair: Pair
+    label: Label
     where: str
     """Names it to whoever has to mend it: "pairs.jsonl line 12", "label 7"."""
     prompts_differ: bool = False
@@ -62,16 +89,16 @@ def first_words(prompt: Conversation) -> str:
     return next((m.content for m in prompt.messages if m.role == "user"), "")
 
 
-def with_system(pair: Pair, system: str) -> Pair:
+def with_system(label: Label, system: str) -> Label:
     """The same with a system message in front, where it has none."""
-    if not system or any(m.role == "system" for m in pair.prompt.messages[:1]):
-        return pair
-    prompt = Conversation((Message("system", system), *pair.prompt.messages), pair.prompt.tools)
-    return replace(pair, prompt=prompt)
+    if not system or any(m.role == "system" for m in label.prompt.messages[:1]):
+        return label
+    prompt = Conversation((Message("system", system), *label.prompt.messages), label.prompt.tools)
+    return replace(label, prompt=prompt)
 
 
-def pair_to_json(pair: Pair) -> dict[str, Any]:
-    return asdict(pair) | {"prompt": conversation_to_json(pair.prompt)}
+def label_to_json(label: Label) -> dict[str, Any]:
+    return asdict(label) | {"prompt": conversation_to_json(label.prompt)}
 
 
 def pair_from_json(row: dict[str, Any]) -> Pair:

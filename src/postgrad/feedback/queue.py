@@ -8,7 +8,7 @@ stored before anyone is told so. The database's clock decides, never a client's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from sqlalchemy import and_, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from postgrad.config.queue import QueueConfig
+from postgrad.db.engine import persistent
 from postgrad.db.tables import (
     AccountRow,
     AssignmentRow,
@@ -41,14 +42,20 @@ from postgrad.feedback.choose import NUM_ANSWERED, next_assignment, takes_place
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import Assigned, NewTask, Nothing, Progress, Receipt, task_rows
 from postgrad.feedback.turns import TALKED, forget, is_open, turns_of, whole, without_turns
-from postgrad.feedback.values import KINDS, Kind, check_value
+from postgrad.feedback.values import CHECKABLE, KINDS, Kind, check_value
 
 SKIPS_TO_PAUSE: Final = 3
 """People who skip a task before it waits for a lead."""
 ADJUDICATION_PRIORITY: Final = 1_000
+_AT_ONCE: Final = 200
+"""Tasks that are locked together where a change is of many."""
 LABELER_KINDS: Final[frozenset[Kind]] = frozenset(KINDS) - {"adjudicate"}
 
-_HELD = select(AssignmentRow).where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "leased")
+_HELD = (
+    select(AssignmentRow)
+    .where(AssignmentRow.rater_id == bindparam("rater"), AssignmentRow.state == "leased")
+    .with_for_update()
+)
 _BY_KEY = select(LabelRow).where(LabelRow.client_key == bindparam("key"))
 _GUIDELINE = select(func.max(GuidelineRow.version))
 
@@ -56,7 +63,9 @@ _GUIDELINE = select(func.max(GuidelineRow.version))
 class LabelQueue:
     """Tasks of a label store, handed to people one at a time.
 
-    Every method is one transaction and raises StoreError as the store does; StaleError where an answer comes too late.
+    Every method but `prioritise` is one transaction, and raises StoreError as the store does; StaleError where an
+    answer comes too late. All lock rows of PostgreSQL in one order: the person, assignments, tasks by number, the
+    account, the audit. What the database takes back nevertheless is tried again.
     """
 
     def __init__(self, store: LabelStore, config: QueueConfig | None = None) -> None:
@@ -76,6 +85,7 @@ class LabelQueue:
             self.store.insert(session, TaskRow, task_rows(session, list(wanted.values()), round_id))
             return (session.scalar(select(func.count()).select_from(TaskRow)) or 0) - before
 
+    @persistent
     def claim(self, rater_id: str, *, kinds: Collection[Kind] = LABELER_KINDS) -> Assigned | Nothing:
         """The task in this person's hands, its lease renewed, or else the next one."""
         with self.store.writing() as session:
@@ -94,11 +104,13 @@ class LabelQueue:
             held.lease_until = self.until(now)
             return assigned(session, held)
 
+    @persistent
     def look(self, assignment_id: str, rater_id: str) -> Assigned:
         """An assignment of one's own as it stands; nothing is renewed."""
         with self.store.writing() as session:
             return assigned(session, own(session, assignment_id, rater_id))
 
+    @persistent
     def heartbeat(self, assignment_id: str, rater_id: str) -> datetime:
         """Keep a lease alive; until when.
 
@@ -112,6 +124,7 @@ class LabelQueue:
             row.lease_until = self.until(now_of(session))
             return row.lease_until
 
+    @persistent
     def save_draft(self, assignment_id: str, rater_id: str, draft: Mapping[str, Any], *, version: int) -> int:
         """Keep what is not finished; the draft's new version. Of a conversation, the turns stay as they are.
 
@@ -128,6 +141,7 @@ class LabelQueue:
             row.lease_until = max(row.lease_until, self.until(now_of(session)))
             return row.draft_version
 
+    @persistent
     def submit(  # noqa: D417 - the other arguments say what they are
         self,
         assignment_id: str,
@@ -187,7 +201,7 @@ class LabelQueue:
             )
             session.add(label)
             session.flush()
-            if row.gold:
+            if row.gold and task.kind in CHECKABLE:
                 assert task.answer is not None
                 row.correct = matches(task.kind, checked, task.answer)
                 self._examine(session, rater_id)
@@ -199,6 +213,7 @@ class LabelQueue:
             )  # fmt: skip
             return Receipt(label.id, assignment_id, now)
 
+    @persistent
     def skip(self, assignment_id: str, rater_id: str, reason: str) -> int:
         """Give a task back; this person is not asked again, and after `SKIPS_TO_PAUSE` people nobody is.
 
@@ -232,6 +247,7 @@ class LabelQueue:
             )  # fmt: skip
             return task.id
 
+    @persistent
     def undo(self, rater_id: str) -> Assigned | None:
         """Take back this person's last answer and put its task into their hands again, the answer as its draft.
 
@@ -248,10 +264,9 @@ class LabelQueue:
             if last is None:
                 return None
             now = now_of(session)
-            row = session.get_one(AssignmentRow, last.assignment_id)
+            row = session.get_one(AssignmentRow, last.assignment_id, with_for_update=True)
             held = session.scalars(_HELD, {"rater": rater_id}).first()
             both = [row.task_id] if held is None else [row.task_id, held.task_id]
-            # In order of id, as everyone does who locks several: two people who undo never wait for each other.
             session.scalars(select(TaskRow).where(TaskRow.id.in_(both)).order_by(TaskRow.id).with_for_update()).all()
             if held is not None:
                 _release(session, held, now)
@@ -311,6 +326,7 @@ class LabelQueue:
             mine = select(func.count()).where(LabelRow.rater_id == rater_id, LabelRow.undone_at.is_(None))
             return session.scalar(mine) or 0
 
+    @persistent
     def sweep(self) -> int:
         """Hand the places of expired leases back; how many there were."""
         with self.store.writing() as session:
@@ -331,14 +347,22 @@ class LabelQueue:
         Returns:
             Waiting tasks whose priority, 0 to 100, is another now.
         """
+        asked = select(TaskRow.id, TaskRow.comparison_id).where(TaskRow.kind.in_(("compare", "rank")), TaskRow.free > 0)
+        with self.store.reading() as session:
+            waiting = session.execute(asked.order_by(TaskRow.id)).all()
+        named = [(task_id, scores[name]) for task_id, name in waiting if name is not None and name in scores]
+        # Claims pass over what is locked, so that nobody is to find all tasks locked for long.
+        pieces = (named[start : start + _AT_ONCE] for start in range(0, len(named), _AT_ONCE))
+        return sum(self._set_turns([(i, -round(100 * min(1.0, max(0.0, s)))) for i, s in piece]) for piece in pieces)
+
+    @persistent
+    def _set_turns(self, turns: Sequence[tuple[int, int]]) -> int:
+        """How many waiting tasks have another turn now; tasks by number, as everything locks them."""
         changed = 0
         with self.store.writing() as session:
-            for comparison_id, score in scores.items():
-                turn = -round(100 * min(1.0, max(0.0, score)))
-                asked = TaskRow.comparison_id == comparison_id, TaskRow.kind.in_(("compare", "rank"))
-                result = session.execute(
-                    update(TaskRow).where(*asked, TaskRow.free > 0, TaskRow.turn != turn).values(turn=turn)
-                )
+            for task_id, turn in turns:
+                still = TaskRow.id == task_id, TaskRow.free > 0, TaskRow.turn != turn
+                result = session.execute(update(TaskRow).where(*still).values(turn=turn))
                 changed += getattr(result, "rowcount", 0)
         return changed
 
@@ -381,7 +405,7 @@ class LabelQueue:
         session.flush()
         mine = and_(AssignmentRow.rater_id == rater_id, AssignmentRow.gold, AssignmentRow.state == "submitted")
         asked = select(AssignmentRow.correct).join(TaskRow, TaskRow.id == AssignmentRow.task_id)
-        results = session.scalars(asked.where(mine, TaskRow.state != "closed")).all()
+        results = session.scalars(asked.where(mine, TaskRow.state != "closed", TaskRow.kind.in_(CHECKABLE))).all()
         right, num = sum(map(bool, results)), len(results)
         failed = num == self.config.exam_tasks and right < self.config.exam_pass * num
         slipped = num >= self.config.pause_after and right < self.config.pause_below * num

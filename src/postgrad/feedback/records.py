@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 
 from postgrad.types import Comparison, FinishReason, Preference, SamplingParams
 
-Purpose = Literal["train", "arena", "gold"]
-"""What a question is for; the answers to "gold" ones are known, and nothing is ever trained on them."""
+Purpose = Literal["train", "arena", "exam", "gold"]
+"""What a question is for; the answers to "gold" ones are known, and nothing is trained on any but "train"."""
 RaterKind = Literal["human", "simulated", "model"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 RATER_KINDS: tuple[RaterKind, ...] = get_args(RaterKind)
@@ -33,7 +33,7 @@ class Sample:
     prompt_id: str
     round_id: str
     stage: str
-    """Which policy answered: initial, sft, rl."""
+    """Which policy answered: initial, sft, rl, or exam-0004, the policy as it was examined after four steps."""
     checkpoint: str
     """SHA-256 of its weights."""
     policy_version: int

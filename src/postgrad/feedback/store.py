@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -69,6 +70,14 @@ class LabelStore:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @property
+    def url(self) -> str | None:
+        """For another process, with its password; None where the store is in this one's memory."""
+        url = self._engine.url
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            return None
+        return url.render_as_string(hide_password=False)
 
     def add_round(self, round_id: str, *, recipe: str) -> None:
         self._insert_named(RoundRow, [{"id": round_id, "recipe": recipe}], ("recipe",))

@@ -202,7 +202,7 @@ def _lines(session: Session, ids: Sequence[int]) -> list[TaskLine]:
             gold=task.gold,
             disputed=bool(disputed),
             skips=tuple(skips[task.id]),
-            prompt=snippet(conversation),
+            prompt=snippet(conversation, task.details),
         )
         for task, conversation, disputed in rows
     ]

@@ -15,7 +15,7 @@ from postgrad.errors import DataError, StoreError
 from postgrad.feedback import codec
 from postgrad.feedback.records import content_id
 from postgrad.feedback.turns import ShownTurn
-from postgrad.feedback.values import ABOUT_ONE, BETWEEN, Kind, check_value
+from postgrad.feedback.values import ABOUT_ONE, BETWEEN, CHECKABLE, Kind, check_value
 from postgrad.types import Conversation
 
 
@@ -31,7 +31,7 @@ class NewTask:
     subject: str
     details: Mapping[str, Any] = field(default_factory=dict)
     answer: Mapping[str, Any] | None = None
-    """The known one; makes this a gold task."""
+    """The known one; makes this a gold task, of one of the kinds in `CHECKABLE`."""
     priority: int = 0
     """Higher ones are asked first."""
     overlap: int = 1
@@ -138,6 +138,11 @@ def _row(task: NewTask, found: tuple[str, int, str] | None, round_id: str) -> di
     if task.overlap < 1:
         raise DataError(f"task {task.subject!r}: overlap {task.overlap} asks nobody")
     gold = task.answer is not None
+    if gold and task.kind not in CHECKABLE:
+        raise DataError(
+            f"gold task {task.subject!r}: many answers to a task of kind {task.kind} are right, so that none is known; "
+            f"make gold of {', '.join(CHECKABLE)}"
+        )
     if gold and name == "comparison" and purpose != "gold":
         raise DataError(f"gold task {task.subject!r}: its comparison is for {purpose!r}, not 'gold'")
     answer = check_value(task.kind, task.answer, num_answers=num_answers, details=task.details) if gold else None

@@ -14,6 +14,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 BETWEEN: tuple[Kind, ...] = ("compare", "rank", "adjudicate")
 """Kinds about several answers."""
 ABOUT_ONE: tuple[Kind, ...] = ("rate", "edit", "review")
+CHECKABLE: tuple[Kind, ...] = (*BETWEEN, "rate", "review")
+"""Kinds of which an answer can be known to be right. Of texts and conversations many are, and none is like another."""
 MAX_CHARACTERS = 400_000
 MAX_RANKED = 9
 

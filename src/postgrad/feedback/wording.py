@@ -33,7 +33,8 @@ def in_words(kind: str, value: Mapping[str, Any], order: Sequence[int] = ()) -> 
     if kind == "review":
         return ", ".join(f"{value['steps'].count(v)} {v}" for v in ("good", "neutral", "bad") if v in value["steps"])
     if "turns" in value:
-        turns = f"{len(value['turns'])} turns"
+        num = len(value["turns"])
+        turns = f"{num} turn" if num == 1 else f"{num} turns"
         return turns + (f", severity {value['severity']}" if "severity" in value else "")
     written = " ".join(value["text"].split())
     return written if len(written) <= SHOWN else f"{written[:SHOWN]}..."

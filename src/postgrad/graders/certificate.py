@@ -10,6 +10,7 @@ from typing import Any
 
 from postgrad.config.sections import BarConfig
 from postgrad.errors import DataError
+from postgrad.graders.reward_model import LengthTrend, RewardModelGrader
 from postgrad.models.load import load_reward_model
 from postgrad.models.placement import Placement
 from postgrad.models.policy import PolicyModel
@@ -29,8 +30,31 @@ def write_certificate(directory: Path, found: Mapping[str, Any], bar: BarConfig)
     return whole
 
 
+def certified_grader(directory: Path, bar: BarConfig, *, placement: Placement | None = None) -> RewardModelGrader:
+    """A reward model that may be optimised against, as a grader; see `certified_reward_model`."""
+    model = certified_reward_model(directory, bar, placement=placement)
+    return RewardModelGrader(model, length=length_trend(directory))
+
+
+def length_trend(directory: Path) -> LengthTrend | None:
+    """What a reward model was certified without; None where it was certified as it is, or not at all.
+
+    Raises:
+        DataError: its certificate cannot be read.
+    """
+    path = directory / CERTIFICATE
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes()).get("length")
+        taken = found is not None and found["residualised"]
+        return LengthTrend(found["slope"]["value"], found["centre"]) if taken else None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise _no_certificate(path, e) from None
+
+
 def certified_reward_model(directory: Path, bar: BarConfig, *, placement: Placement | None = None) -> PolicyModel:
-    """A reward model that may be optimised against.
+    """A reward model that may be optimised against, less its `length_trend`.
 
     Args:
         directory: of the model, with its certificate.
@@ -51,7 +75,7 @@ def certified_reward_model(directory: Path, bar: BarConfig, *, placement: Placem
             'recipe of method "reward" or "round", which makes one'
         ) from None
     except (ValueError, KeyError, TypeError) as e:
-        raise DataError(f"{str(path)!r} is no certificate ({e!r}); train the reward model again") from None
+        raise _no_certificate(path, e) from None
     if digest != weights_sha256(directory):
         raise DataError(f"{str(path)!r} is of other weights than those beside it; train the reward model again")
     if reasons:
@@ -88,6 +112,10 @@ def below_bar(found: Mapping[str, Any], bar: BarConfig) -> list[str]:
         if probe["gain"]["low"] > bar.max_probe_gain
     ]
     return reasons
+
+
+def _no_certificate(path: Path, error: Exception) -> DataError:
+    return DataError(f"{str(path)!r} is no certificate ({error!r}); train the reward model again")
 
 
 def _share(value: float) -> str:

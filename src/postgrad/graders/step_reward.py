@@ -11,7 +11,7 @@ import torch
 
 from postgrad.config.sections import BarConfig
 from postgrad.errors import DataError
-from postgrad.graders.certificate import certified_reward_model
+from postgrad.graders.certificate import certified_reward_model, length_trend
 from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.models.placement import Placement
 from postgrad.models.policy import PolicyModel
@@ -94,6 +94,6 @@ def reward_grader(
         )
     steps = directory / STEPS
     if not steps.exists():
-        return RewardModelGrader(model, name=name, weight=weight)
+        return RewardModelGrader(model, length=length_trend(directory), name=name, weight=weight)
     separator = json.loads(steps.read_text(encoding="utf-8"))["separator"]
     return StepRewardGrader(model, renderer.decode, separator, name=name, weight=weight)

@@ -19,7 +19,7 @@ def add(
     round_: Annotated[
         str, typer.Argument(metavar="ROUND", help="Id of the round whose comparisons people are to judge.")
     ],
-    purpose: Annotated[str, typer.Option(help="Of the comparisons: train or arena.")] = "train",
+    purpose: Annotated[str, typer.Option(help="Of the comparisons: train, arena or exam.")] = "train",
     overlap: Annotated[int, typer.Option(min=1, help="Different people for each question.")] = 1,
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Of the questions that so many answer; the rest, one.")

@@ -14,7 +14,9 @@ from postgrad.label_cli.app import DEFAULT_WORKSPACE, Database, Workspace, label
 
 @label_app.command("export")
 def export(
-    target: Annotated[Path, typer.Argument(help="A directory, or a file with the format's suffix.")],
+    target: Annotated[
+        Path, typer.Argument(help="A directory, or a file with the format's suffix; .jsonl.gz is compressed.")
+    ],
     format_: Annotated[
         str,
         typer.Option(

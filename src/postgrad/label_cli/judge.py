@@ -35,7 +35,7 @@ def judge(
         str | None, typer.Option(help="Name or directory of a model to judge in this process instead.")
     ] = None,
     rubric: Annotated[Path | None, typer.Option(help="Text file that says what makes an answer better.")] = None,
-    purpose: Annotated[str, typer.Option(help="Of the comparisons: train, arena or gold.")] = "train",
+    purpose: Annotated[str, typer.Option(help="Of the comparisons: train, arena, exam or gold.")] = "train",
     round_: Annotated[str | None, typer.Option("--round", help="Id; all rounds if left out.")] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     db: Database = None,

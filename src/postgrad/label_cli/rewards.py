@@ -39,6 +39,7 @@ def score_answers(store: LabelStore, comparisons: Sequence[Comparison], director
     from rich.console import Console
     from rich.progress import Progress
 
+    from postgrad.graders.certificate import length_trend
     from postgrad.methods.reward import Ranked, score
     from postgrad.models.load import load_reward_model
     from postgrad.text import Renderer, load_tokenizer
@@ -57,7 +58,9 @@ def score_answers(store: LabelStore, comparisons: Sequence[Comparison], director
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as live:
         bar = live.add_task("scoring answers", total=len(groups))
-        rewards = score(model, groups, lambda done, total: live.update(bar, completed=done))
+        rewards = score(
+            model, groups, lambda done, total: live.update(bar, completed=done), trend=length_trend(directory)
+        )
     return {name: r for own, given in zip(names, rewards, strict=True) for name, r in zip(own, given, strict=True)}
 
 

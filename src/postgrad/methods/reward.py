@@ -11,6 +11,7 @@ import torch
 
 from postgrad.config.sections import RewardConfig
 from postgrad.data.batch import Batch
+from postgrad.graders.reward_model import LengthTrend
 from postgrad.methods.schedule import rate_share
 from postgrad.methods.sft import SAVE_EVERY, Progress, epoch_batches
 from postgrad.models.policy import PolicyModel
@@ -144,9 +145,22 @@ def score_ensemble(model: PolicyModel, ranked: Sequence[Ranked], progress: Progr
     return rewards
 
 
-def score(model: PolicyModel, ranked: Sequence[Ranked], progress: Progress) -> list[list[float]]:
-    """The reward of every answer, by prompt."""
-    return [rewards_AK.mean(1).tolist() for rewards_AK in score_ensemble(model, ranked, progress)]
+def without_length(
+    ranked: Sequence[Ranked], rewards: Sequence[torch.Tensor], trend: LengthTrend | None
+) -> list[torch.Tensor]:
+    """The rewards of every answer, by prompt, [answers, heads], less what its length predicts."""
+    if trend is None:
+        return list(rewards)
+    taken = (torch.tensor([trend.at(len(a) - group.prompt_length) for a in group.answers]) for group in ranked)
+    return [rewards_AK - taken_A[:, None] for rewards_AK, taken_A in zip(rewards, taken, strict=True)]
+
+
+def score(
+    model: PolicyModel, ranked: Sequence[Ranked], progress: Progress, *, trend: LengthTrend | None = None
+) -> list[list[float]]:
+    """The reward of every answer, by prompt, less what its length predicts."""
+    rewards = without_length(ranked, score_ensemble(model, ranked, progress), trend)
+    return [rewards_AK.mean(1).tolist() for rewards_AK in rewards]
 
 
 @torch.no_grad()

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from postgrad.config.reward import PairRewardConfig
+from postgrad.config.sections import RewardConfig
 from postgrad.feedback.agreement import Grade
-from postgrad.feedback.competence import competence
+from postgrad.feedback.competence import shared_weights
 from postgrad.feedback.pairs import Answered, Pair
 from postgrad.feedback.records import content_id
 from postgrad.methods.reward import Ranked, Verdict
@@ -17,7 +18,7 @@ from postgrad.text.template import Renderer
 def rank_pairs(
     pairs: Sequence[Pair],
     renderer: Renderer,
-    cfg: PairRewardConfig,
+    cfg: RewardConfig,
     *,
     max_tokens: int,
     rater_weights: Mapping[str, float],
@@ -42,7 +43,7 @@ def rank_pairs(
         name = f"prompt {prompt_id!r}"
         prompt = renderer.render_prompt(about[0].prompt, name=name)
         sides = dict.fromkeys(chain.from_iterable((p.better, p.worse) for p in about))
-        ids = {side: (*prompt, *_answer_ids(side, renderer, name)) for side in sides}
+        ids = {side: (*prompt, *answer_ids(side, renderer, f"an answer to {name}")) for side in sides}
         fits = [p for p in about if len(ids[p.better]) <= max_tokens and len(ids[p.worse]) <= max_tokens]
         too_long += [p for p in about if p not in fits]
         if fits:
@@ -55,9 +56,14 @@ def rank_pairs(
 
 
 def rater_weights_of(pairs: Sequence[Pair]) -> dict[str, float]:
-    """What each rater's labels count, by how far they agree with the others on the same answers; 1 on average."""
-    found = competence(pair_grades(pairs)).weight
-    return {rater: estimate.value for rater, estimate in found.items()}
+    """What each rater's labels count, by how far they agree with others of their kind on the same answers.
+
+    1 on average among raters of a kind, and 1 for who shared no question.
+    """
+    found = {pair.rater: 1.0 for pair in pairs if pair.rater}
+    for kind in sorted({pair.rater_kind for pair in pairs}):
+        found |= shared_weights(pair_grades([pair for pair in pairs if pair.rater_kind == kind]))
+    return found
 
 
 def pair_grades(pairs: Sequence[Pair]) -> list[Grade]:
@@ -71,22 +77,23 @@ def pair_grades(pairs: Sequence[Pair]) -> list[Grade]:
     return grades
 
 
-def _verdict(pair: Pair, better: int, worse: int, cfg: PairRewardConfig, rater_weights: Mapping[str, float]) -> Verdict:
+def _verdict(pair: Pair, better: int, worse: int, cfg: RewardConfig, rater_weights: Mapping[str, float]) -> Verdict:
+    soft = cfg.soft_labels if isinstance(cfg, PairRewardConfig) else None
     return Verdict(
         better,
         worse,
         tie=pair.tie,
         weight=pair.weight * rater_weights.get(pair.rater, 1.0),
         margin=cfg.margin_per_grade * (pair.strength - 1),
-        label=cfg.soft_labels[pair.strength - 1] if cfg.soft_labels else 1.0,
+        label=soft[pair.strength - 1] if soft else 1.0,
         strength=pair.strength,
         rater=pair.rater,
         domain=pair.domain or pair.source,
     )
 
 
-def _answer_ids(side: Answered, renderer: Renderer, name: str) -> tuple[int, ...]:
+def answer_ids(side: Answered, renderer: Renderer, name: str) -> tuple[int, ...]:
     """As sampled, where these tokens are this model's: a policy with another tokenizer may have written it."""
     if side.token_ids and renderer.parse(side.token_ids).content == side.text:
         return side.token_ids
-    return renderer.render_answer(side.text, name=f"an answer to {name}")
+    return renderer.render_answer(side.text, name=name)

@@ -11,10 +11,13 @@ import torch
 
 from postgrad.data.batch import collate
 from postgrad.engine.local import LocalEngine
+from postgrad.errors import DataError
+from postgrad.evals.length_control import length_slope
 from postgrad.evals.reward_health import HeldOut, Probe, certificate
 from postgrad.evals.reward_probes import PROBES
 from postgrad.feedback.agreement import Grade
-from postgrad.methods.reward import Ranked, score, score_ensemble
+from postgrad.graders.reward_model import LengthTrend
+from postgrad.methods.reward import Ranked, score, score_ensemble, without_length
 from postgrad.models.policy import PolicyModel
 from postgrad.rollout import request_seed
 from postgrad.rounds.context import OpenBar
@@ -37,11 +40,25 @@ class Exam:
     """Whose log-probabilities are a baseline; None leaves it out."""
     sampled: Sequence[Ranked] = ()
     """The policy's own answers, for an ensemble's disagreement."""
+    residualise: bool = False
+    """Whether what length alone predicts is taken from the reward, which is then what is examined."""
 
 
 def examine(model: PolicyModel, exam: Exam) -> dict[str, Any]:
-    """The certificate, but for the model's hash."""
-    rewards = score_ensemble(model, exam.validation, exam.bar("checking it on held-out pairs"))
+    """The certificate, but for the model's hash.
+
+    Raises:
+        DataError: length is to be taken from the reward, and nothing shows what it predicts.
+    """
+    as_read = score_ensemble(model, exam.validation, exam.bar("checking it on held-out pairs"))
+    length = _length(exam, as_read)
+    trend = LengthTrend(length["slope"]["value"], length["centre"]) if length and exam.residualise else None
+    if exam.residualise and trend is None:
+        raise DataError(
+            "fewer than two held-out prompts have answers that came to an end and differ in length, so what length "
+            "predicts is unknown; collect more labels, or remove 'reward.residualise_length'"
+        )
+    rewards = without_length(exam.validation, as_read, trend)
     likely = _log_probabilities(exam)
     pairs = [
         _held_out(str(i), group, v, rewards_AK, likely[i] if likely else {})
@@ -50,12 +67,22 @@ def examine(model: PolicyModel, exam: Exam) -> dict[str, Any]:
         if not v.tie
     ]
     std = float(torch.cat(rewards).mean(1).std())
-    probes = _probes(model, exam, [rewards_AK.mean(1).tolist() for rewards_AK in rewards])
+    probes = _probes(model, exam, trend, [rewards_AK.mean(1).tolist() for rewards_AK in rewards])
     spread: list[float] = []
     if rewards[0].shape[1] > 1 and exam.sampled:
         sampled = score_ensemble(model, exam.sampled, exam.bar("reading its heads on the policy's answers"))
         spread = torch.cat(sampled).std(1).tolist()
-    return certificate(pairs, probes, exam.grades, reward_std=std, sample_spread=spread)
+    return certificate(pairs, probes, exam.grades, reward_std=std, sample_spread=spread, length=length)
+
+
+def _length(exam: Exam, rewards: Sequence[torch.Tensor]) -> dict[str, Any] | None:
+    """Read on answers that came to an end: one that was cut off is bad for that, and long because of it."""
+    ended = [[i for i, a in enumerate(g.answers) if a[-1] in exam.renderer.stop_ids] for g in exam.validation]
+    found = length_slope(
+        [rewards_AK.mean(1)[kept].tolist() for rewards_AK, kept in zip(rewards, ended, strict=True)],
+        [[len(g.answers[i]) - g.prompt_length for i in kept] for g, kept in zip(exam.validation, ended, strict=True)],
+    )
+    return None if found is None else {**found, "residualised": exam.residualise}
 
 
 def sample_answers(
@@ -104,7 +131,9 @@ def _log_probabilities(exam: Exam) -> list[dict[str, list[float]]]:
     return found
 
 
-def _probes(model: PolicyModel, exam: Exam, rewards: Sequence[Sequence[float]]) -> list[Probe]:
+def _probes(
+    model: PolicyModel, exam: Exam, trend: LengthTrend | None, rewards: Sequence[Sequence[float]]
+) -> list[Probe]:
     """Each of some preferred answers, changed in one thing, beside itself."""
     found: list[Probe] = []
     groups: list[Ranked] = []
@@ -123,9 +152,9 @@ def _probes(model: PolicyModel, exam: Exam, rewards: Sequence[Sequence[float]]) 
             continue
         groups.append(Ranked(group.prompt_length, rows, ()))
         asked.append(str(i))
-        (turned,) = score(model, [Ranked(group.prompt_length, group.answers[::-1], ())], _silent)
+        (turned,) = score(model, [Ranked(group.prompt_length, group.answers[::-1], ())], _silent, trend=trend)
         found.append(Probe("position", str(i), given[better], turned[::-1][better]))
-    scored = score(model, groups, exam.bar("changing one thing about its favourites"))
+    scored = score(model, groups, exam.bar("changing one thing about its favourites"), trend=trend)
     for prompt_name, (before, *after) in zip(asked, scored, strict=True):
         found += [Probe(kind, prompt_name, before, value) for kind, value in zip(PROBES, after, strict=True)]
     return found

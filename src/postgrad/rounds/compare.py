@@ -19,18 +19,18 @@ from postgrad.db.engine import sqlite_url
 from postgrad.errors import DataError
 from postgrad.feedback.records import Sample
 from postgrad.feedback.store import LabelStore
-from postgrad.graders.certificate import certified_reward_model
-from postgrad.graders.reward_model import RewardModelGrader
+from postgrad.graders.certificate import certified_grader
 from postgrad.methods.preference import mismatched_rows
 from postgrad.models.load import context_length
 from postgrad.rollout import grade_groups, request_seed
 from postgrad.rounds.contest import divergences, judge
-from postgrad.rounds.context import Context, OpenBar, read_splits, sample_all
+from postgrad.rounds.context import Context, OpenBar, read_splits, sample_all, wanted
 from postgrad.rounds.distill import both_prompts, check_room, learn_on_policy
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.learn import learn_preferences, learn_rows, read_reference
 from postgrad.rounds.manifest import Manifest, Stage, plan_stages
-from postgrad.rounds.preference_data import labelled_pairs, prepare
+from postgrad.rounds.preference_data import prepare
+from postgrad.rounds.round_pairs import count_pairs, round_pairs
 from postgrad.rounds.stages import (
     labelled_examples,
     labels_stage,
@@ -100,7 +100,7 @@ def _work(run: _Run) -> list[Work]:
         Work("samples", ("sft",), lambda s: samples_stage(ctx, s)),
         Work("labels", ("samples",), lambda s: labels_stage(ctx, s)),
         Work("edits", ("samples",), lambda s: _edits_stage(run, s)),
-        Work("reward", ("sft", "labels"), lambda s: reward_stage(ctx, s)),
+        Work("reward", ("sft", "labels"), lambda s: reward_stage(ctx, s, conversations=False)),
         *(_method_work(run, method) for method in methods),
         Work("arena", ("sft", *(method.name for method in methods)), lambda s: _arena_stage(run, s)),
     ]
@@ -138,9 +138,9 @@ def _prompts_stage(run: _Run, stage: Stage) -> None:
 
 def _edits_stage(run: _Run, stage: Stage) -> None:
     """The answers that are compared are corrected, too."""
-    ctx, samples = run.ctx, run.answered()
-    edits = collect_edits(ctx.store, samples, run.recipe.edits, seed=run.recipe.seed, workspace=run.workspace)
-    lessons, summary = lessons_of_edits(samples, edits, ctx.renderer, context=context_length(ctx.initial))
+    ctx, recipe, samples, weights = run.ctx, run.recipe, run.answered(), wanted(run.recipe.labels)
+    edits = collect_edits(ctx.store, samples, recipe.edits, weights, seed=recipe.seed, workspace=run.workspace)
+    lessons, summary = lessons_of_edits(samples, edits, weights, ctx.renderer, context=context_length(ctx.initial))
     stage.summary = summary
     write_lessons(lessons, stage.directory / "lessons.jsonl")
     if not lessons:
@@ -155,7 +155,7 @@ def _best_stage(run: _Run, stage: Stage, cfg: PassesConfig) -> None:
     """The reward model chooses among the answers that were compared (arXiv:2307.09288, section 3.2.3)."""
     ctx = run.ctx
     directory = ctx.manifest.stage_directory("reward") / "model"
-    grader = RewardModelGrader(certified_reward_model(directory, run.recipe.reward.bar, placement=ctx.placement))
+    grader = certified_grader(directory, run.recipe.reward.bar, placement=ctx.placement)
     groups = asyncio.run(grade_groups(_groups(run), [grader]))
     lessons, summary = lessons_of_the_best(groups, min_reward=None)
     path = stage.directory / "lessons.jsonl"
@@ -204,9 +204,15 @@ def _preference_stage(run: _Run, stage: Stage, method: MethodConfig) -> None:
     assert cfg is not None
     unpaired = cfg.algorithm == "kto"
     context = context_length(ctx.initial)
-    pairs = labelled_pairs(ctx.store, round_id=ctx.round_id)
-    found = prepare(pairs, (), renderer=ctx.renderer, context=context, unpaired=unpaired)
-    compared = [*found.train, *found.heldout]
+    data = round_pairs(ctx, conversations=False)
+    found = prepare(data.labels, renderer=ctx.renderer, max_tokens=context, unpaired=unpaired)
+    counts = count_pairs(ctx, data, found.too_long)
+    compared, fewest = found.compared, 2 if unpaired else 1
+    if len(compared) < fewest:
+        raise DataError(
+            f"{len(compared)} prompts have labels that method {method.name!r} can learn from, and it takes {fewest}; "
+            "label more prompts"
+        )
     mismatched = mismatched_rows(compared, context=context, seed=run.seed("mismatched")) if unpaired else []
     policy = FrozenPolicy(ctx.load("sft"), batch_tokens=tokens)
     progress = ctx.bar("reading the answers with the reference")
@@ -223,7 +229,7 @@ def _preference_stage(run: _Run, stage: Stage, method: MethodConfig) -> None:
         reference=stage.directory / "reference", mismatched=mismatched, batch_tokens=tokens, tokenizer_from=ctx.initial,
     )  # fmt: skip
     stage.add_tokens(scored=sum(len(p) + sum(map(len, a)) for rows in scored.values() for p, a in rows))
-    stage.summary |= {"prompts": len(compared)}
+    stage.summary |= counts | {"prompts": len(compared)}
 
 
 def _distill_stage(run: _Run, stage: Stage, method: MethodConfig) -> None:
@@ -271,4 +277,4 @@ def _arena_stage(run: _Run, stage: Stage) -> None:
                 row[key] = nats
     given = [g.trajectories[0].turns[-1].completion for groups in answers.values() for g in groups]
     stage.add_tokens(generated=sum(len(completion.token_ids) for completion in given))
-    stage.summary = judge(stage, answers, measured, run.recipe.arena, seed=run.recipe.seed)
+    stage.summary = judge(stage, answers, measured, run.recipe.arena, run.recipe.labels, seed=run.recipe.seed)

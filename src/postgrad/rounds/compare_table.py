@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 
 from postgrad.config.compare import CompareRecipe
-from postgrad.evals.pooling import ByPrompt, Interval, pooled_at_equal_length, pooled_mean
+from postgrad.evals.pooling import (
+    FEWEST_SEEDS,
+    ByPrompt,
+    Interval,
+    mean_over_seeds,
+    pooled_at_equal_length,
+    pooled_mean,
+)
 from postgrad.rounds.manifest import Manifest
-from postgrad.run import atomic_write
+from postgrad.run import atomic_write, read_json_lines
 
 DASH = "\u2013"
 
@@ -35,11 +40,11 @@ class Seed:
     def read(cls, manifest: Manifest) -> Seed:
         arena = manifest.stage_directory("arena")
         scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-        for row in _rows(arena / "judgements.jsonl"):
+        for row in read_json_lines(arena / "judgements.jsonl"):
             scores[row["a"], row["b"]][row["prompt_id"]] = row["score"]
             scores[row["b"], row["a"]][row["prompt_id"]] = 1 - row["score"]
         measures: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-        for row in _rows(arena / "answers.jsonl"):
+        for row in read_json_lines(arena / "answers.jsonl"):
             for player, answer in row["answers"].items():
                 for name in ("tokens", "kl", "kl_sft", "utility"):
                     measures[player][name][row["prompt_id"]] = answer[name]
@@ -64,16 +69,23 @@ def make_page(recipe: CompareRecipe, manifests: Sequence[Manifest]) -> Page:
     names = [str(manifest.record.seed) for manifest in manifests]
     methods = [method.name for method in recipe.methods]
     headers = (
-        "method", "against initial", "against sft", "the same at equal length", "KL from sft, nats", "KL from initial",
+        "method", "against initial", "against sft", "at equal length", "KL from sft, nats", "KL from initial",
         "tokens", "updates", "policy tokens", "seconds",
     )  # fmt: skip
     rows = [_row(seeds, player) for player in ("initial", "sft", *methods)]
-    by_seed = [(player, *(_percent(pooled_mean([seed.scores[player, "sft"]])) for seed in seeds)) for player in methods]
+    against_sft = {player: [seed.scores[player, "sft"] for seed in seeds] for player in methods}
+    by_seed = [
+        (player, *(_percent(pooled_mean([scores])) for scores in given)) for player, given in against_sft.items()
+    ]
+    over_seeds: tuple[str, ...] = ()
+    if len(seeds) >= FEWEST_SEEDS:
+        over_seeds = ("mean of seeds",)
+        by_seed = [(*row, _percent(mean_over_seeds(against_sft[row[0]]))) for row in by_seed]
     return Page(
         title=f"{recipe.name}: {len(methods)} methods, seed{'s' if len(names) > 1 else ''} {', '.join(names)}",
         headers=headers,
         rows=rows,
-        seeds=(("against sft", *(f"seed {name}" for name in names)), by_seed),
+        seeds=(("against sft", *(f"seed {name}" for name in names), *over_seeds), by_seed),
         notes=_notes(recipe, seeds),
     )
 
@@ -157,6 +169,7 @@ def _notes(recipe: CompareRecipe, seeds: Sequence[Seed]) -> list[str]:
         f"Judged on {prompts} held-out prompts by {recipe.arena.num_raters} simulated raters that labelled nothing, in "
         "both orders.",
         "Win rates and KL with 95% bootstrap intervals over prompts; a prompt's seeds are one cluster.",
+        f"A mean of seeds, of {FEWEST_SEEDS} or more, has a 95% t interval, for what other seeds would bring.",
         "Policy tokens are those sampled and those learned from; updates, policy tokens and seconds are means over "
         "seeds of the method's own stage.",
         f"Shared, seconds a seed: {spent}.",
@@ -182,8 +195,4 @@ def _percent(found: Interval | None) -> str:
 
 
 def _nats(found: Interval | None) -> str:
-    return DASH if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*(value + 0.0 for value in found))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return DASH if found is None else "{:.2f} [{:.2f}, {:.2f}]".format(*(round(value, 2) + 0.0 for value in found))

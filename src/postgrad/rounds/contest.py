@@ -7,15 +7,16 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
-from postgrad.config.round import ArenaConfig, LabelsConfig
+from postgrad.config.round import ArenaConfig, RatersConfig
 from postgrad.data.batch import make_batch
 from postgrad.data.tasks import Task
 from postgrad.evals.arena import Answer, Judgement, arena_summary, average, outcome
+from postgrad.feedback.raters import SimulatedRater
 from postgrad.feedback.records import content_id
-from postgrad.feedback.utility import UNREWARDED, utility
+from postgrad.feedback.utility import UNREWARDED, Utility, utility
 from postgrad.protocols import Policy
 from postgrad.rollout import request_seed
-from postgrad.rounds.context import draw_pool, last_user_text, measure, write_json, write_lines
+from postgrad.rounds.context import draw_pool, last_user_text, measure, wanted, write_json, write_lines
 from postgrad.rounds.manifest import Stage
 from postgrad.run import RunDirectory
 from postgrad.types import Completion, Example, Group
@@ -23,7 +24,6 @@ from postgrad.types import Completion, Example, Group
 NUM_SAMPLES = 8
 FOUND = ("utility", "right", "kl", "kl_sft", "teacher_kl")
 """Measures that a summary names; arena.json holds all of them."""
-_RATERS = {name: LabelsConfig.model_fields[name].default for name in ("rater_temperature", "careless_frac")}
 
 Measures = Mapping[str, float | None]
 
@@ -56,6 +56,7 @@ def judge(
     answers: Mapping[str, Sequence[Group]],
     measured: Mapping[str, Sequence[Measures]],
     cfg: ArenaConfig,
+    raters: RatersConfig,
     *,
     seed: int,
 ) -> dict[str, Any]:
@@ -66,16 +67,18 @@ def judge(
         answers: player -> a group of one answer to each prompt, the same prompts for all; the oldest player first.
         measured: player -> what else is known of each answer.
         cfg: size of the pool and of the bootstrap.
+        raters: who is in the pool.
         seed: of the recipe, from which the pool of the rounds comes too.
     """
     players = tuple(answers)
     examples = [group.example for group in answers[players[0]]]
     given = {player: [g.trajectories[0].turns[-1].completion for g in groups] for player, groups in answers.items()}
+    weights = wanted(raters)
     rows = {
-        player: [_measures(e, c) | dict(extra) for e, c, extra in zip(examples, said, measured[player], strict=True)]
+        player: [_measures(e, c, weights) | dict(m) for e, c, m in zip(examples, said, measured[player], strict=True)]
         for player, said in given.items()
     }
-    judgements = average(_compare(examples, given, rows, cfg, seed))
+    judgements = average(_compare(examples, given, rows, draw_pool(cfg.num_raters, "arena", raters, seed=seed)))
     arena = arena_summary(
         judgements,
         [
@@ -135,26 +138,18 @@ def write_curve(stage: Stage, players: Sequence[str], found: Mapping[str, Any]) 
         run.write_metrics(step, {key: value for key, value in values.items() if value is not None})
 
 
-def _measures(example: Example, completion: Completion) -> dict[str, float | None]:
+def _measures(example: Example, completion: Completion, weights: Utility) -> dict[str, float | None]:
     found = measure(example, completion.text, completion.finish_reason)
-    return {**found, "utility": utility(found)}
+    return {**found, "utility": utility(found, weights)}
 
 
 def _compare(
     examples: Sequence[Example],
     given: Mapping[str, Sequence[Completion]],
     rows: Mapping[str, Sequence[Measures]],
-    cfg: ArenaConfig,
-    seed: int,
+    pool: Sequence[SimulatedRater],
 ) -> list[Judgement]:
     """Every rater of the held-out pool sees every pair twice, once in each order."""
-    pool = draw_pool(
-        cfg.num_raters,
-        "arena",
-        seed=seed,
-        temperature=_RATERS["rater_temperature"],
-        careless_frac=_RATERS["careless_frac"],
-    )
     judgements = []
     for i, example in enumerate(examples):
         for a, b in combinations(given, 2):

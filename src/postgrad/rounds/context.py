@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from postgrad.config.round import Recipe
+from postgrad.config.round import RatersConfig, Recipe
 from postgrad.data.readers import read_examples, with_system
 from postgrad.engine.local import LocalEngine
 from postgrad.errors import ConfigError, DataError, EngineError
 from postgrad.feedback.raters import SimulatedRater, make_pool
 from postgrad.feedback.store import LabelStore
-from postgrad.feedback.utility import measures, satisfies
+from postgrad.feedback.utility import GOLD, Utility, measures, satisfies, utility
 from postgrad.methods.sft import Progress
 from postgrad.models.load import load_policy
 from postgrad.models.placement import Placement, place
@@ -53,6 +53,10 @@ class Context:
     @property
     def round_id(self) -> str:
         return self.manifest.record.id
+
+    @property
+    def workspace(self) -> Path:
+        return self.manifest.directory.parents[1]
 
     def policy_directory(self, player: str) -> Path:
         """Where a player of this round lives: "initial", "sft", "rl"."""
@@ -136,9 +140,10 @@ def check_rows(ctx: Context, splits: Mapping[str, Sequence[Example]], context: i
                 f"{key!r} = {wanted}, but {ctx.source} has {len(splits[split])} rows in split {split!r}; "
                 "lower it or add rows"
             )
-    if recipe.exam is not None and ctx.ask is not None:
+    if recipe.exam is not None and recipe.exam.gold == "raters" and ctx.ask is not None:
         raise ConfigError(
-            "'exam' reads what simulated raters want, and a person gives these labels; remove the section"
+            "'exam' reads what simulated raters want, and a person gives these labels; set 'exam.gold' to \"ensemble\" "
+            'or "labels", or remove the section'
         )
     if recipe.exam is not None and recipe.exam.num_prompts >= len(splits["rl"]):
         raise ConfigError(
@@ -227,20 +232,33 @@ def read_groups(run: RunDirectory, step: int, examples: Sequence[Example]) -> li
 
 def rater_pool(ctx: Context, num: int, purpose: str) -> list[SimulatedRater]:
     """The simulated raters of a purpose, stored; settings that change a rater change its name too."""
-    cfg = ctx.recipe.labels
-    pool = draw_pool(
-        num, purpose, seed=ctx.recipe.seed, temperature=cfg.rater_temperature, careless_frac=cfg.careless_frac
-    )
+    pool = draw_pool(num, purpose, ctx.recipe.labels, seed=ctx.recipe.seed)
     ctx.store.add_raters("simulated", {rater.id: rater.params() for rater in pool})
     return pool
 
 
-def draw_pool(num: int, purpose: str, *, seed: int, temperature: float, careless_frac: float) -> list[SimulatedRater]:
+def draw_pool(num: int, purpose: str, cfg: RatersConfig, *, seed: int) -> list[SimulatedRater]:
     """The same settings give the same raters in every method."""
-    salt = f"{purpose} {num} {temperature} {careless_frac}"
+    salt = f"{purpose} {num} {cfg.rater_temperature} {cfg.careless_frac}"
+    if wanted(cfg) != GOLD:
+        salt += f" {wanted(cfg)}"
     return make_pool(
-        num, seed=request_seed(seed, salt, 0), temperature=temperature, careless_frac=careless_frac, prefix=purpose
+        num,
+        seed=request_seed(seed, salt, 0),
+        temperature=cfg.rater_temperature,
+        careless_frac=cfg.careless_frac,
+        prefix=purpose,
     )
+
+
+def wanted(cfg: RatersConfig) -> Utility:
+    """What simulated people want of an answer."""
+    return Utility(reference=cfg.reference_weight)
+
+
+def worth(example: Example, text: str, finish_reason: str, weights: Utility) -> float:
+    """The declared utility of an answer."""
+    return utility(measure(example, text, finish_reason), weights)
 
 
 def measure(example: Example, text: str, finish_reason: str) -> dict[str, float | None]:

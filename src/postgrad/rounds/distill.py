@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from postgrad.config.distill import DistillConfig, DistillRecipe, TeacherConfig
+from postgrad.config.round import RatersConfig
 from postgrad.data.mixture import Mixture
 from postgrad.data.tasks import Task
 from postgrad.engine.local import LocalEngine
@@ -408,6 +409,7 @@ def _arena_stage(run: _Run, stage: Stage) -> None:
         {player: answers[player] for player in order},
         measured,
         run.recipe.arena,
+        RatersConfig(),
         seed=run.recipe.seed,
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from postgrad.config.iterate import IterateRecipe
+from postgrad.config.round import RatersConfig
 from postgrad.data.mixture import Mixture
 from postgrad.data.tasks import Task
 from postgrad.db.engine import sqlite_url
@@ -23,9 +24,9 @@ from postgrad.engine.local import LocalEngine
 from postgrad.errors import DataError
 from postgrad.feedback.records import Sample
 from postgrad.feedback.store import LabelStore
-from postgrad.graders.certificate import certified_reward_model, weights_sha256
+from postgrad.feedback.utility import GOLD
+from postgrad.graders.certificate import certified_grader, weights_sha256
 from postgrad.graders.function import FunctionGrader
-from postgrad.graders.reward_model import RewardModelGrader
 from postgrad.graders.verify import UserFunction, find_function
 from postgrad.models.load import context_length, load_policy
 from postgrad.models.placement import Placement, place
@@ -239,8 +240,8 @@ def _edited(run: IterateRun, groups: Sequence[Group], k: int) -> Lessons:
     run.store.add_round(round_id, recipe=run.recipe.name)
     run.store.add_prompts({example.id: example for example, _ in samples}.values())
     run.store.add_samples(sample for _, sample in samples)
-    edits = collect_edits(run.store, samples, run.recipe.edits, seed=run.recipe.seed, workspace=run.workspace)
-    return lessons_of_edits(samples, edits, run.renderer, context=context_length(run.initial))
+    edits = collect_edits(run.store, samples, run.recipe.edits, GOLD, seed=run.recipe.seed, workspace=run.workspace)
+    return lessons_of_edits(samples, edits, GOLD, run.renderer, context=context_length(run.initial))
 
 
 def _sft_stage(run: IterateRun, stage: Stage, k: int) -> None:
@@ -284,7 +285,7 @@ def _arena_stage(run: IterateRun, stage: Stage) -> None:
     stage.add_tokens(
         generated=sum(len(g.trajectories[0].turns[-1].completion.token_ids) for gs in answers.values() for g in gs)
     )
-    found = judge(stage, answers, measured, run.recipe.arena, seed=run.recipe.seed)
+    found = judge(stage, answers, measured, run.recipe.arena, RatersConfig(), seed=run.recipe.seed)
     write_curve(stage, list(answers), found)
     stage.summary = found
 
@@ -292,4 +293,4 @@ def _arena_stage(run: IterateRun, stage: Stage) -> None:
 def _reward_grader(run: IterateRun) -> Grader:
     assert run.reward_model is not None
     assert run.recipe.best is not None
-    return RewardModelGrader(certified_reward_model(run.reward_model, run.recipe.best.bar, placement=run.placement))
+    return certified_grader(run.reward_model, run.recipe.best.bar, placement=run.placement)

@@ -9,7 +9,7 @@ from typing import Any
 
 from postgrad.evals.arena import Answer, Judgement, arena_summary, outcome
 from postgrad.feedback.records import Sample, Submission
-from postgrad.feedback.utility import UNREWARDED, utility
+from postgrad.feedback.utility import UNREWARDED, Utility, utility
 from postgrad.gates.promote import decide
 from postgrad.gates.release import Release, ReleasePointer
 from postgrad.graders.certificate import weights_sha256
@@ -23,6 +23,8 @@ from postgrad.rounds.context import (
     rater_pool,
     read_splits,
     sample_all,
+    wanted,
+    worth,
     write_json,
     write_lines,
 )
@@ -49,7 +51,7 @@ def arena_stage(ctx: Context, stage: Stage, released: Release | None) -> None:
             player=player,
             num_tokens=len(completion.token_ids),
             truncated=completion.finish_reason == "length",
-            measures=_measures(example, completion),
+            measures=_measures(example, completion, wanted(ctx.recipe.labels)),
         )
         for player, given in answers.items()
         for example, completion in zip([*examples, *unseen], given, strict=True)
@@ -80,7 +82,7 @@ def arena_stage(ctx: Context, stage: Stage, released: Release | None) -> None:
                     for player, given in answers.items()
                 },
                 "utility": {
-                    player: round(utility(measure(example, given[i].text, given[i].finish_reason)), 4)
+                    player: round(worth(example, given[i].text, given[i].finish_reason, wanted(ctx.recipe.labels)), 4)
                     for player, given in answers.items()
                 },
             }
@@ -188,7 +190,7 @@ def _judge(
     submissions: list[Submission] = []
     for (example, a, b), question in zip(matches, questions, strict=True):
         pair = samples[a, example.id], samples[b, example.id]
-        values = tuple(utility(measure(example, s.text, s.finish_reason)) for s in pair)
+        values = tuple(worth(example, s.text, s.finish_reason, wanted(ctx.recipe.labels)) for s in pair)
         lengths = tuple(len(s.token_ids) for s in pair)
         for rater in pool:
             for order in ((0, 1), (1, 0)):
@@ -199,8 +201,8 @@ def _judge(
     return judgements
 
 
-def _measures(example: Example, completion: Completion) -> dict[str, Any]:
+def _measures(example: Example, completion: Completion, weights: Utility) -> dict[str, Any]:
     found: dict[str, Any] = measure(example, completion.text, completion.finish_reason)
     unseen = found["unseen_constraints_met"] is not None
     # Rewarded measures are read on the prompts that were judged, the unseen kinds on their own.
-    return found | {"utility": None if unseen else utility(found)}
+    return found | {"utility": None if unseen else utility(found, weights)}

@@ -38,7 +38,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "sft": ("data", "sft"),
     "distill": ("questions", "distill", "arena"),
 }
-"""A recipe's method -> its stages, in order; those of "iterate" and "compare" depend on their recipe."""
+"""A recipe's method -> its stages, in order; those of "iterate" and "compare" depend on their recipe, and a round that
+a held-out ensemble examines has one more."""
 
 SCRATCH = "checkpoints"
 """A stage's folder of this name holds what only a resumption needs; it is no output."""
@@ -53,6 +54,9 @@ def plan_stages(recipe: Mapping[str, Any]) -> tuple[str, ...]:
         edits = ("edits",) if "edits" in used else ()
         reward = ("reward",) if used & {"best", "rl"} else ()
         return (*STAGES[:4], *edits, *reward, *(method["name"] for method in recipe["methods"]), "arena")
+    if recipe["method"] == "round" and (recipe.get("exam") or {}).get("gold") == "ensemble":
+        before = STAGES.index("rl")
+        return (*STAGES[:before], "gold", *STAGES[before:])
     if recipe["method"] != "iterate":
         return METHODS[recipe["method"]]
     rounds = range(1, recipe["iterate"]["rounds"] + 1)
@@ -380,7 +384,7 @@ def find_or_create_round(
         status="running",
         versions=dict(versions),
         model=dict(model),
-        plan=() if recipe["method"] in METHODS else plan_stages(recipe),
+        plan=plan if (plan := plan_stages(recipe)) != METHODS.get(recipe["method"]) else (),
     )
     manifest = Manifest(workspace / "rounds" / record.id, record)
     atomic_write(manifest.directory / "recipe.json", json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")

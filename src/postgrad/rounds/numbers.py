@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def format_duration(seconds: float) -> str:
 def format_findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(key, value) of every number and word in a stage's summary: 2.1175 [2.0590, 2.1705] where it has an interval.
 
-    The ends of `key`'s interval are `key`_low and `key`_high; lists are left out.
+    From ten on one decimal is enough. The ends of `key`'s interval are `key`_low and `key`_high; lists are left out.
     """
     ends = {key: (f"{key}_low", f"{key}_high") for key in summary if {f"{key}_low", f"{key}_high"} <= summary.keys()}
     of_intervals = {end for pair in ends.values() for end in pair}
@@ -62,7 +63,9 @@ def format_findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _finding(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or "\u2013"
-    return (f"{value:.4f}" if isinstance(value, float) else f"{value:,}").replace("-", "\u2212")
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "\u2212")
+    return format_number(value) if math.isfinite(value) and abs(value) >= 10 else f"{value:.4f}".replace("-", "\u2212")
 
 
 def format_bytes(value: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ import torch
 
 from postgrad.config.preference import PreferenceRecipe
 from postgrad.engine.local import LocalEngine
-from postgrad.errors import ConfigError
+from postgrad.errors import ConfigError, DataError
 from postgrad.feedback.intervals import Estimate, resampled, wilson_interval
-from postgrad.feedback.pairs import Pair
+from postgrad.feedback.pair_checks import add_too_long, as_rows
+from postgrad.feedback.pair_sources import PairData, is_decided, read_pairs, source_paths, split_labels
+from postgrad.feedback.pairs import label_to_json
 from postgrad.graders.certificate import weights_sha256
 from postgrad.methods.preference import (
     Compared,
@@ -32,15 +33,13 @@ from postgrad.models.placement import place
 from postgrad.models.policy import PolicyModel
 from postgrad.models.pull import resolve
 from postgrad.rollout import request_seed
-from postgrad.rounds.context import OpenBar, last_user_text, write_json, write_lines
+from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.learn import learn_preferences, read_reference, reference_logprobs
-from postgrad.rounds.manifest import Manifest, Stage, list_rounds
+from postgrad.rounds.manifest import Manifest, Stage, list_rounds, workspace_checkpoints
 from postgrad.rounds.preference_data import (
-    LEFT_OUT,
     Prepared,
-    Verdict,
-    pairs_for,
+    open_labels,
     prepare,
     read_compared,
     write_compared,
@@ -51,6 +50,7 @@ from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.local import FrozenPolicy
 from postgrad.types import Completion, GenerationRequest, SamplingParams
 
+PARTS = ("train", "heldout")
 NUM_PROMPTS, NUM_SAMPLES, SAMPLE_TOKENS = 32, 8, 64
 """Held-out prompts that are answered before and after, answers kept for the report, and tokens of an answer."""
 
@@ -60,8 +60,8 @@ class _Run:
     recipe: PreferenceRecipe
     manifest: Manifest
     initial: Path
-    source: Path | None
     workspace: Path
+    folder: Path
     renderer: Renderer
     bar: OpenBar
 
@@ -119,15 +119,14 @@ def initial_policy(name: str, workspace: Path) -> Path:
     )
 
 
-def longest_group(recipe: PreferenceRecipe, *, initial: Path, workspace: Path, source: Path | None) -> int:
+def longest_group(recipe: PreferenceRecipe, *, initial: Path, workspace: Path, folder: Path) -> int:
     """Tokens of the longest prompt with all its answers: what a micro-batch holds at least.
 
     Raises:
-        PostgradError: the pairs cannot be read, or too few can be used.
+        PostgradError: the labels cannot be read, or too few can be used.
     """
-    pairs, verdicts = pairs_for(recipe, workspace=workspace, source=source)
-    found = _prepared(recipe, pairs, verdicts, Renderer(load_tokenizer(initial)), initial)
-    return max(len(c.prompt) + sum(map(len, c.answers)) for c in (*found.train, *found.heldout))
+    found = _read(recipe, Renderer(load_tokenizer(initial)), initial, workspace, folder)
+    return max(len(c.prompt) + sum(map(len, c.answers)) for part in found.parts.values() for c in part.compared)
 
 
 def run_preference(
@@ -135,7 +134,7 @@ def run_preference(
     *,
     workspace: Path,
     initial: Path,
-    source: Path | None,
+    folder: Path,
     bar: OpenBar,
     announce: Callable[[str], None],
 ) -> Manifest:
@@ -145,20 +144,19 @@ def run_preference(
         recipe: resolved.
         workspace: holds the labels; one process at a time.
         initial: model directory of the initial policy, which is also the reference.
-        source: file of the pairs; None for the workspace's labels.
+        folder: where relative paths of sources begin.
         bar: opens a progress bar under a title, or, given the directory of a run, a view of its metrics.
         announce: told the name of each stage as it begins.
 
     Raises:
         PostgradError: with one sentence; the same command goes on from there.
     """
+    paths = source_paths(recipe.data, folder)
     renderer = Renderer(load_tokenizer(initial))
     model = {"name": recipe.model.name, "sha256": sha256_tree(initial)}
-    inputs = {"model": model["sha256"], "text": renderer.fingerprint}
-    if source is not None:
-        inputs["source"] = sha256_file(source)
+    inputs = {"model": model["sha256"], "text": renderer.fingerprint} | {p.name: sha256_file(p) for p in paths}
     with open_round(recipe, workspace=workspace, model=model) as manifest:
-        run = _Run(recipe, manifest, initial, source, workspace, renderer, bar)
+        run = _Run(recipe, manifest, initial, workspace, folder, renderer, bar)
         work = [
             Work("pairs", (), lambda s: _pairs_stage(run, s)),
             Work("reference", ("pairs",), lambda s: _reference_stage(run, s)),
@@ -169,57 +167,67 @@ def run_preference(
     return manifest
 
 
-def _prepared(
-    recipe: PreferenceRecipe, pairs: Sequence[Pair], verdicts: Sequence[Verdict], renderer: Renderer, initial: Path
-) -> Prepared:
-    unpaired = recipe.preference.algorithm == "kto"
-    return prepare(pairs, verdicts, renderer=renderer, context=context_length(initial), unpaired=unpaired)
+@dataclass(frozen=True)
+class _Read:
+    data: PairData
+    parts: dict[str, Prepared]
+    """"train" and "heldout"."""
+
+
+def _read(recipe: PreferenceRecipe, renderer: Renderer, initial: Path, workspace: Path, folder: Path) -> _Read:
+    """Read, check, split and render all sources.
+
+    Raises:
+        DataError: nothing is left to learn from or to check it on; the sentence counts what was left out.
+    """
+    cfg, unpaired = recipe.data, recipe.preference.algorithm == "kto"
+    checkpoints = workspace_checkpoints(workspace) | {weights_sha256(initial)}
+    with open_labels(cfg, workspace) as store:
+        data = read_pairs(cfg, folder, store, checkpoints=checkpoints)
+    limit = min(cfg.max_tokens, context_length(initial))
+    split = split_labels(data.labels, cfg.validation_share, teaches=(lambda _: True) if unpaired else is_decided)
+    parts = {
+        part: prepare(labels, renderer=renderer, max_tokens=limit, unpaired=unpaired)
+        for part, labels in zip(PARTS, split, strict=True)
+    }
+    long = [label for found in parts.values() for label in found.too_long]
+    add_too_long(data.oddities, long, cfg.odd)
+    fewest = {"train": 2 if unpaired else 1, "heldout": 1}
+    if any(len(found.compared) < fewest[part] for part, found in parts.items()):
+        left_out = {o.problem.replace("_", " "): o.dropped for o in data.oddities}
+        left_out["ties"] = sum(found.ties for found in parts.values())
+        listed = ", ".join(f"{num} {reason}" for reason, num in left_out.items() if num) or "none was left out"
+        kept = ", ".join(f"{len(found.compared)} {part}" for part, found in parts.items())
+        raise DataError(
+            f"of {sum(source['pairs'] for source in data.sources)} labels, too few prompts remain to learn from and to "
+            f"check it on: {kept} ({listed}); label more prompts, or change 'data.validation_share'"
+        )
+    return _Read(data, parts)
 
 
 def _pairs_stage(run: _Run, stage: Stage) -> None:
-    """What is learned from, in tokens, and every label that was read, with the reason where it is left out."""
-    pairs, verdicts = pairs_for(run.recipe, workspace=run.workspace, source=run.source)
-    found = _prepared(run.recipe, pairs, verdicts, run.renderer, run.initial)
-    for part, compared in (("train", found.train), ("heldout", found.heldout)):
-        atomic_write(stage.directory / f"{part}.jsonl", write_compared(compared))
-    rows = [*map(_pair_row, pairs), *map(_verdict_row, verdicts)]
+    """What is learned from, in tokens and as it was read; what is odd or says nothing is counted."""
+    read = _read(run.recipe, run.renderer, run.initial, run.workspace, run.folder)
+    for part, found in read.parts.items():
+        atomic_write(stage.directory / f"{part}.jsonl", write_compared(found.compared))
     write_lines(
         stage.directory / "labels.jsonl",
-        ({**row, "left_out": reason} for row, reason in zip(rows, found.left_out, strict=True)),
+        ({"part": part} | label_to_json(label) for part, found in read.parts.items() for label in found.used),
     )
-    reasons = Counter(found.left_out)
+    used = [label for found in read.parts.values() for label in found.used]
     stage.summary = {
-        "read": len(found.left_out),
-        "used": reasons[None],
-        **{f"left_out_{reason.replace(' ', '_')}": reasons[reason] for reason in LEFT_OUT},
-        "train_prompts": len(found.train),
-        "heldout_prompts": len(found.heldout),
-        **_lengths(found.train, unpaired=run.unpaired),
+        "sources": read.data.sources,
+        "odd": as_rows(read.data.oddities),
+        "read": sum(source["pairs"] for source in read.data.sources),
+        "used": len(used),
+        "left_out_ties": sum(found.ties for found in read.parts.values()),
+        **{f"{part}_prompts": len(found.compared) for part, found in read.parts.items()},
+        **_lengths(read.parts["train"].compared, unpaired=run.unpaired),
     }
-    written_by = [side.checkpoint for pair in pairs for side in (pair.better, pair.worse) if side.checkpoint]
+    written_by = [answer.checkpoint for label in used for answer in label.answers if answer.checkpoint]
     if written_by:
         own = weights_sha256(run.initial)
         stage.summary |= {"written_by_this_policy_frac": sum(sha == own for sha in written_by) / len(written_by)}
-
-
-def _pair_row(pair: Pair) -> dict[str, Any]:
-    return {
-        "prompt_id": pair.prompt_id,
-        "prompt": last_user_text(pair.prompt),
-        "better": pair.better.text,
-        "worse": pair.worse.text,
-        "tie": pair.tie,
-        "rater": pair.rater,
-        "rater_kind": pair.rater_kind,
-        "weight": pair.weight,
-        "source": pair.source,
-        "checkpoints": [pair.better.checkpoint, pair.worse.checkpoint],
-    }
-
-
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    prompt = last_user_text(verdict.prompt)
-    return {"prompt_id": verdict.prompt_id, "prompt": prompt, "answer": verdict.answer, "good": verdict.good}
 
 
 def _lengths(compared: Sequence[Compared], *, unpaired: bool) -> dict[str, float]:

@@ -1,146 +1,98 @@
-"""What a preference method learns from: pairs of any source as token ids, with a count of all that was left out."""
+"""What a preference method learns from: labels of any source as token ids, by prompt."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from postgrad.config.preference import PreferenceRecipe
-from postgrad.data.readers import read_examples
+from postgrad.config.pairs import PairsConfig
 from postgrad.db.engine import sqlite_url
-from postgrad.errors import ConfigError, DataError
-from postgrad.feedback.pairs import Answered, Pair
-from postgrad.feedback.records import Sample, content_id
+from postgrad.errors import ConfigError
+from postgrad.feedback.pairs import Answered, Label, Pair
 from postgrad.feedback.store import LabelStore
 from postgrad.methods.preference import Choice, Compared, Opinion
+from postgrad.methods.reward_data import answer_ids
+from postgrad.run import read_json_lines
 from postgrad.text.template import Renderer
-from postgrad.types import Conversation, Example, Message
-
-HELDOUT_SHARE = 0.15
-"""Of the prompts, by their hash: never learned from, so that accuracy means something."""
-LEFT_OUT = ("equal", "empty", "too long", "ties")
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One answer that somebody found good or bad by itself."""
-
-    prompt_id: str
-    prompt: Conversation
-    answer: str
-    good: bool
+from postgrad.types import Conversation
 
 
 @dataclass
 class Prepared:
-    """Prompts in two parts, and what became of what was read."""
+    """Prompts with their answers, and what became of the other labels."""
 
-    train: list[Compared] = field(default_factory=list)
-    heldout: list[Compared] = field(default_factory=list)
-    left_out: list[str | None] = field(default_factory=list)
-    """Why, of everything that was read, in its order; None where it is used."""
+    compared: list[Compared] = field(default_factory=list)
+    used: list[Label] = field(default_factory=list)
+    too_long: list[Label] = field(default_factory=list)
+    ties: int = 0
+    """How many say nothing of which answer is better, and were left out."""
 
 
-def labels_path(workspace: Path) -> Path:
-    """The workspace's label store.
+@contextmanager
+def open_labels(cfg: PairsConfig, workspace: Path) -> Iterator[LabelStore | None]:
+    """The workspace's label store, where a source asks for it.
 
     Raises:
         ConfigError: there is none.
     """
+    if all(source.format != "labels" for source in cfg.sources):
+        yield None
+        return
     path = workspace / "postgrad.db"
     if not path.is_file():
         raise ConfigError(
-            f"'data.source' = \"labels\" are those of the workspace, and {str(workspace)!r} has none; run "
+            f"'data.sources': \"labels\" are those of the workspace, and {str(workspace)!r} has none; run "
             f"`postgrad quickstart --workspace {workspace}` first, or name a file of pairs"
         )
-    return path
+    with LabelStore(sqlite_url(path)) as store:
+        yield store
 
 
-def pairs_for(recipe: PreferenceRecipe, *, workspace: Path, source: Path | None) -> tuple[list[Pair], list[Verdict]]:
-    """Everything that the recipe's source says: pairs, and, of a file for kto, answers judged by themselves.
-
-    Raises:
-        ConfigError: no label store.
-        DataError: rows that are neither; all of them are named.
-    """
-    if source is None:
-        with LabelStore(sqlite_url(labels_path(workspace))) as store:
-            return labelled_pairs(store), []
-    unpaired = recipe.preference.algorithm == "kto"
-    examples = read_examples(source, needs="prompt" if unpaired else "pair")
-    bad = [f"{e.id!r}" for e in examples if not _is_judged(e) and not all(map(_is_text, (e.completion, e.rejected)))]
-    if bad:
-        wanted = "'chosen' and 'rejected', each one assistant turn of text"
-        if unpaired:
-            wanted += ", or 'completion' likewise with a 'label' that is true or false"
-        raise DataError(f"{str(source)!r}: {len(bad)} rows do not have {wanted}: {', '.join(bad[:10])}")
-    pairs = [_file_pair(e, source) for e in examples if e.rejected]
-    return pairs, [_verdict(e) for e in examples if not e.rejected]
-
-
-def prepare(
-    pairs: Iterable[Pair], verdicts: Iterable[Verdict], *, renderer: Renderer, context: int, unpaired: bool
-) -> Prepared:
+def prepare(labels: Iterable[Label], *, renderer: Renderer, max_tokens: int, unpaired: bool) -> Prepared:
     """Token ids, by prompt: answers that were sampled keep their tokens, others are rendered.
 
     Ties say nothing of which is better, and are left out of pairs; of answers judged by themselves a tie makes two
     good ones, or two bad ones where no answer would do.
 
     Args:
-        pairs: of `pairs_for`.
-        verdicts: likewise.
+        labels: checked.
         renderer: of the policy.
-        context: most tokens that it reads.
+        max_tokens: of a prompt with one answer.
         unpaired: whether the method learns from answers one by one.
 
     Raises:
-        DataError: too few prompts remain; the sentence counts what was left out.
+        DataError: a prompt or answer that the chat template refuses.
     """
     found = Prepared()
     prompts: dict[str, _Prompt] = {}
-
-    def prompt_of(prompt_id: str, conversation: Conversation) -> _Prompt:
-        if prompt_id not in prompts:
-            prompts[prompt_id] = _Prompt(conversation, renderer, context)
-        return prompts[prompt_id]
-
-    labels: tuple[Pair | Verdict, ...] = (*pairs, *verdicts)
-    for said in labels:
-        prompt = prompt_of(said.prompt_id, said.prompt)
-        if isinstance(said, Pair):
-            reason = _add_pair(prompt, said, unpaired=unpaired)
+    for label in labels:
+        if label.prompt_id not in prompts:
+            prompts[label.prompt_id] = _Prompt(label.prompt, renderer)
+        prompt = prompts[label.prompt_id]
+        if any(len(prompt.ids) + len(prompt.tokens(answer)) > max_tokens for answer in label.answers):
+            found.too_long.append(label)
+        elif isinstance(label, Pair) and label.tie and not unpaired:
+            found.ties += 1
         else:
-            reason = _add_verdict(prompt, said)
-        found.left_out.append(reason)
-    by_hash = sorted(prompts, key=lambda i: hashlib.sha256(f"heldout\n{i}".encode("utf-8", "replace")).digest())
-    kept = [prompts[i].compared for i in by_hash if (prompts[i].opinions if unpaired else prompts[i].choices)]
-    fewest = 3 if unpaired else 2
-    if len(kept) < fewest:
-        reasons = Counter(filter(None, found.left_out))
-        listed = ", ".join(f"{num} {reason}" for reason, num in reasons.items()) or "none was left out"
-        raise DataError(
-            f"of {len(found.left_out)} labels on {len(prompts)} prompts, {len(kept)} prompts remain to learn from and "
-            f"to check it on, and it takes {fewest} ({listed}); label more prompts"
-        )
-    num = max(1, round(HELDOUT_SHARE * len(kept)))
-    found.heldout, found.train = kept[:num], kept[num:]
+            prompt.add(label)
+            found.used.append(label)
+    found.compared = [prompt.compared for prompt in prompts.values() if prompt.opinions]
     return found
 
 
 class _Prompt:
     """What is gathered of one prompt."""
 
-    def __init__(self, conversation: Conversation, renderer: Renderer, context: int) -> None:
+    def __init__(self, conversation: Conversation, renderer: Renderer) -> None:
         self.conversation = conversation
         self.ids = renderer.render_prompt(conversation, name=f"prompt {_short(conversation)!r}")
         self.choices: list[Choice] = []
         self.opinions: list[Opinion] = []
         self._renderer = renderer
-        self._context = context
+        self._tokens: dict[Answered, tuple[int, ...]] = {}
         self._answers: dict[tuple[int, ...], int] = {}
 
     @property
@@ -148,119 +100,24 @@ class _Prompt:
         question = self.conversation.messages[-1].content
         return Compared(self.ids, tuple(self._answers), tuple(self.choices), tuple(self.opinions), question)
 
-    def refuses(self, answered: Answered) -> str | None:
-        """Why there is nothing of it to learn, or no room for it."""
-        if not answered.text.strip():
-            return "empty"
-        return "too long" if len(self.ids) + len(self.tokens(answered)) > self._context else None
-
-    def number(self, answered: Answered) -> int:
-        return self._answers.setdefault(self.tokens(answered), len(self._answers))
-
     def tokens(self, answered: Answered) -> tuple[int, ...]:
-        """As sampled where this tokenizer reads the text in the tokens, else rendered, with the token that ends it."""
-        if answered.token_ids and self._renderer.decode(answered.token_ids) == answered.text:
-            return answered.token_ids
-        whole = Conversation(
-            (*self.conversation.messages, Message("assistant", answered.text)), self.conversation.tools
-        )
-        turn = len(whole.messages) - 1
-        ids, mask = self._renderer.render(whole, train={turn}, name=f"the answer to {_short(self.conversation)!r}")
-        assert ids[: len(self.ids)] == self.ids, "an answer follows its prompt"
-        return tuple(token for token, trained in zip(ids, mask, strict=True) if trained)
+        if answered not in self._tokens:
+            name = f"the answer to {_short(self.conversation)!r}"
+            self._tokens[answered] = answer_ids(answered, self._renderer, name)
+        return self._tokens[answered]
 
-
-def _add_pair(prompt: _Prompt, pair: Pair, *, unpaired: bool) -> str | None:
-    """Why it was left out, or None."""
-    if pair.better.text == pair.worse.text:
-        return "equal"
-    if pair.tie and not unpaired:
-        return "ties"
-    for side in (pair.better, pair.worse):
-        if reason := prompt.refuses(side):
-            return reason
-    better, worse = prompt.number(pair.better), prompt.number(pair.worse)
-    if not pair.tie:
-        prompt.choices.append(Choice(better, worse, pair.weight))
-    prompt.opinions += [
-        Opinion(better, not pair.both_bad, pair.weight),
-        Opinion(worse, pair.tie and not pair.both_bad, pair.weight),
-    ]
-    return None
-
-
-def _add_verdict(prompt: _Prompt, verdict: Verdict) -> str | None:
-    """Likewise."""
-    answer = Answered(verdict.answer)
-    reason = prompt.refuses(answer)
-    if reason is None:
-        prompt.opinions.append(Opinion(prompt.number(answer), verdict.good))
-    return reason
-
-
-def labelled_pairs(store: LabelStore, *, round_id: str | None = None) -> list[Pair]:
-    """Every standing training comparison of people and simulated raters, in the order of their submission; of all
-    rounds where `round_id` is None.
-    """
-    samples: dict[str, dict[str, Sample]] = {}
-    pairs = []
-    for judged in store.preferences(purpose="train", round_id=round_id):
-        if not judged.preference.tiers:  # an abstention is no tie
-            continue
-        if judged.round_id not in samples:
-            samples[judged.round_id] = {s.id: s for s in store.samples(round_id=judged.round_id)}
-        sides = [_sampled(samples[judged.round_id][source]) for source in judged.comparison.sources]
-        decided = list(judged.preference.pairs())
-        for better, worse in decided or [(0, 1)]:
-            pairs.append(
-                Pair(
-                    prompt_id=judged.prompt_id,
-                    prompt=judged.comparison.prompt,
-                    better=sides[better],
-                    worse=sides[worse],
-                    rater=judged.preference.rater_id,
-                    rater_kind=judged.rater_kind,
-                    source="labels",
-                    tie=not decided,
-                    both_bad=judged.preference.both_bad,
-                    strength=judged.preference.strength or 1,
-                    weight=judged.preference.weight,
-                )
-            )
-    return pairs
-
-
-def _sampled(sample: Sample) -> Answered:
-    return Answered(sample.text, sample.token_ids, sample.checkpoint)
-
-
-def _is_text(answer: Sequence[Message]) -> bool:
-    return len(answer) == 1 and not answer[0].tool_calls
-
-
-def _is_judged(example: Example) -> bool:
-    return not example.rejected and _is_text(example.completion) and isinstance(example.metadata.get("label"), bool)
-
-
-def _file_pair(example: Example, source: Path) -> Pair:
-    return Pair(
-        prompt_id=_name(example.prompt),
-        prompt=example.prompt,
-        better=Answered(example.completion[0].content),
-        worse=Answered(example.rejected[0].content),
-        rater=source.name,
-        rater_kind="human",
-        source=source.name,
-    )
-
-
-def _verdict(example: Example) -> Verdict:
-    return Verdict(_name(example.prompt), example.prompt, example.completion[0].content, example.metadata["label"])
-
-
-def _name(prompt: Conversation) -> str:
-    """The same for the same prompt, whatever row it stands in."""
-    return content_id([(m.role, m.content) for m in prompt.messages])
+    def add(self, label: Label) -> None:
+        first, *others = (self._answers.setdefault(self.tokens(a), len(self._answers)) for a in label.answers)
+        if not isinstance(label, Pair):
+            self.opinions.append(Opinion(first, label.good, label.weight))
+            return
+        (second,) = others
+        if not label.tie:
+            self.choices.append(Choice(first, second, label.weight))
+        self.opinions += [
+            Opinion(first, not label.both_bad, label.weight),
+            Opinion(second, label.tie and not label.both_bad, label.weight),
+        ]
 
 
 def _short(conversation: Conversation) -> str:
@@ -274,7 +131,6 @@ def write_compared(compared: Iterable[Compared]) -> str:
 
 
 def read_compared(path: Path) -> list[Compared]:
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     return [
         Compared(
             tuple(row["prompt"]),
@@ -283,5 +139,5 @@ def read_compared(path: Path) -> list[Compared]:
             tuple(Opinion(*opinion) for opinion in row["opinions"]),
             row["question"],
         )
-        for row in rows
+        for row in read_json_lines(path)
     ]

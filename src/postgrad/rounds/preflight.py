@@ -158,7 +158,8 @@ class Plan:
         """Each taken to be as large as the policy."""
         if isinstance(self.recipe, RlRecipe):
             return sum(bool(grader.reward_model) for grader in self.recipe.graders)
-        return 1
+        exam = self.recipe.exam if isinstance(self.recipe, Recipe) else None
+        return 2 if exam is not None and exam.gold == "ensemble" else 1
 
     def _distill(self, recipe: DistillRecipe) -> Estimate:
         """By sequences, an upper bound: the teacher has answered before there are gradients."""

@@ -29,7 +29,7 @@ from postgrad.rollout import request_seed
 from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
-from postgrad.run import RunDirectory, sha256_file
+from postgrad.run import RunDirectory, read_json_lines, sha256_file
 from postgrad.text.bpe import encode_text, train_tokenizer
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
@@ -68,8 +68,7 @@ class _Run:
         """What the tokenizer stage wrote."""
         directory = self.manifest.stage_directory("tokenizer")
         ids = load_file(directory / f"{part}.safetensors")["ids"]
-        rows = (directory / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
-        num_bytes = [json.loads(row)["bytes"] for row in rows]
+        num_bytes = [row["bytes"] for row in read_json_lines(directory / f"{part}.jsonl")]
         ends = (ids == load_tokenizer(self.tokenizer).eos_token_id).nonzero().squeeze(1).tolist()
         return TokenStream(ids, ends, num_bytes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -38,7 +37,7 @@ from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
 from postgrad.rounds.questions import read_questions, write_questions
-from postgrad.run import RunDirectory, sha256_file, sha256_tree
+from postgrad.run import RunDirectory, read_json_lines, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.checkpoint import forget_checkpoints
@@ -277,7 +276,7 @@ class _Exam:
         found = []
         for path in sorted(self.directory.glob("step-*.jsonl")):
             _, step, mode = path.stem.split("-")
-            found.append({"step": int(step), "mode": mode, **accuracy(_read(path))})
+            found.append({"step": int(step), "mode": mode, **accuracy(read_json_lines(path))})
         return found
 
     def samples(self, last: int) -> list[dict[str, Any]]:
@@ -290,14 +289,14 @@ class _Exam:
                 "finish_reason": row["finish_reason"],
                 "target": row["target"],
             }
-            for row in _read(self._path(last, SAMPLED))[:NUM_SAMPLES]
+            for row in read_json_lines(self._path(last, SAMPLED))[:NUM_SAMPLES]
         ]
 
     def summary(self, last: int) -> dict[str, Any]:
         """First, last, and the paired change between them."""
         said: dict[str, Any] = {}
         for mode in MODES:
-            first_rows, last_rows = _read(self._path(0, mode)), _read(self._path(last, mode))
+            first_rows, last_rows = read_json_lines(self._path(0, mode)), read_json_lines(self._path(last, mode))
             for name, value in (("before", accuracy(first_rows)), ("after", accuracy(last_rows))):
                 said[f"{mode}_{name}"] = value["accuracy"]
                 said[f"{mode}_{name}_low"], said[f"{mode}_{name}_high"] = value["low"], value["high"]
@@ -308,7 +307,3 @@ class _Exam:
 
     def _path(self, step: int, mode: str) -> Path:
         return self.directory / f"step-{step:04d}-{mode}.jsonl"
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

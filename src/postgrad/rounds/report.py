@@ -17,8 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from postgrad.errors import DataError
-from postgrad.evals.overoptimisation import CURVE
+from postgrad.evals.overoptimisation import CURVE, peak
 from postgrad.metrics import METRIC_KEYS, TITLES
+from postgrad.rounds.exam_labels import labelled_points
 from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.numbers import (
     format_bytes,
@@ -69,6 +70,14 @@ CERTIFIED: Mapping[str, str] = {
 """Stage of a method by itself -> where its certificate is."""
 
 
+_GOLD_TITLES: Mapping[str, str] = {
+    "raters": "What the raters want",
+    "ensemble": "What a held-out ensemble says",
+    "labels": "How often people prefer it to the SFT policy",
+}
+"""`exam.gold` -> what its score says."""
+
+
 class _Summary(dict[str, Any]):
     """A stage's summary; what it does not hold is None, and shown as a dash."""
 
@@ -106,6 +115,7 @@ def _common_view(manifest: Manifest) -> dict[str, Any]:
     recipe = _read_json(manifest.directory / "recipe.json")
     return {
         "warnings": _warnings(manifest),
+        "pairs": next((stage.summary for stage in stages.values() if "odd" in stage.summary), None),
         "round": manifest.record,
         "stages": [(name, stages.get(name)) for name in manifest.stages],
         "recipe_text": json.dumps(recipe, indent=2, ensure_ascii=False),
@@ -145,7 +155,6 @@ def _method_view(manifest: Manifest) -> dict[str, Any]:
             for name, where in CERTIFIED.items()
             if name in manifest.stages and (view := _certificate(manifest, where))
         ],
-        "pairs": next((stage.summary for stage in done if "odd" in stage.summary), None),
         "samples": [
             {**row, "prompt": _printable(row["prompt"]), "text": _printable(row["text"])}
             for path in samples
@@ -175,7 +184,7 @@ def _view(manifest: Manifest) -> dict[str, Any]:
         "headline": _headline(manifest, gate, labels),
         "pair": _pair(arena, "rl", "initial") if arena else None,
         "charts": {name: _charts(manifest, name) for name in manifest.stages if name in _CHARTS},
-        "distance": _distance(manifest) if "rl" in done else [],
+        "distance": _distance(manifest) if "rl" in done else None,
         "certificate": _certificate(manifest, "reward/model"),
         "samples": _samples(answers),
         "num_answers": len(answers),
@@ -233,7 +242,8 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
         metric = METRIC_KEYS[key]
         share = is_share(key)
         title = f"{TITLES[key]} ({stage})" if "-" in stage else TITLES[key]
-        label = f"{TITLES[key]} over {len(steps)} steps ({stage})"
+        over = "round" if stage == "arena" else "step"
+        label = f"{TITLES[key]} over {len(steps)} {over}s ({stage})"
         charts.append(
             {
                 "title": title,
@@ -242,7 +252,7 @@ def _charts(manifest: Manifest, stage: str) -> list[dict[str, Any]]:
                 "last": values[-1],
                 "share": share,
                 "healthy": healthy(key, values[-1]),
-                "drawing": line_chart(steps, values, label=label, share=share, wide=most < 3),
+                "drawing": line_chart(steps, values, over=over, label=label, share=share),
             }
         )
     return charts
@@ -266,15 +276,29 @@ def _certificate(manifest: Manifest, where: str) -> dict[str, Any] | None:
     return certificate_view(_read_json(path)) if path.exists() else None
 
 
-def _distance(manifest: Manifest) -> list[tuple[str, str]]:
-    """(title, drawing) of proxy and gold score against the distance from the start; none without examinations."""
-    path = manifest.stage_directory("rl") / CURVE
-    if not path.exists():
-        return []
-    found = _read_json(path)
-    curves = {name: points for name, points in (("RL", found["rl"]), ("best of n", found["best_of"])) if points}
-    titles = {"proxy": "What the reward model says", "gold": "What the raters want"}
-    return [(title, distance_chart(curves, key, label=f"{title}, against distance")) for key, title in titles.items()]
+def _distance(manifest: Manifest) -> dict[str, Any] | None:
+    """Proxy and gold score of the examinations, and drawings of both against the distance from the start.
+
+    Where people's labels are the gold score, those count that are there by now.
+    """
+    stage = manifest.stage_directory("rl")
+    if not (stage / CURVE).exists():
+        return None
+    found = {"gold": "raters", **_read_json(stage / CURVE)}
+    if found["gold"] == "labels":
+        found["rl"] = labelled_points(stage, manifest.directory.resolve().parents[1], round_id=manifest.record.id)
+    drawings = []
+    for key, title in (("proxy", "What the reward model says"), ("gold", _GOLD_TITLES[found["gold"]])):
+        known = {
+            name: [p for p in found[at] if p[key] is not None] for name, at in (("RL", "rl"), ("best of n", "best_of"))
+        }
+        curves = {name: points for name, points in known.items() if points}
+        drawings.append((title, distance_chart(curves, key, label=f"{title}, against distance")))
+    points = [p for p in found["rl"] if p["gold"] is not None]
+    return {
+        "gold": found["gold"], "first": points[0], "best": points[peak(points)], "last": points[-1],
+        "num_exams": len(found["rl"]), "num_known": len(points), "drawings": drawings,
+    }  # fmt: skip
 
 
 def _pair(arena: Mapping[str, Any], a: str, b: str) -> Mapping[str, Any] | None:

@@ -20,6 +20,7 @@ _TITLES: Mapping[str, str] = {
 def certificate_view(found: Mapping[str, Any]) -> dict[str, Any]:
     """Tables and drawings of a certificate, as report_certificate.html.jinja takes them."""
     return {
+        "length": None,
         **found,
         "overall": {"value": found["accuracy"], "low": found["accuracy_low"], "high": found["accuracy_high"]},
         "slices": [

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 ACCENT, MUTED, GRID = "#aa0001", "#aa0002", "#aa0003"
 _VARIABLES: Mapping[str, str] = {ACCENT: "var(--accent)", MUTED: "var(--muted)", GRID: "var(--line)"}
 # Inches, at 72 units an inch: about the size at which the page shows them, so that their text has the page's size.
-_NARROW, _WIDE = (4.4, 2.35), (7.0, 2.9)
+_NARROW, _HALF, _WIDE = (4.4, 2.35), (6.2, 3.4), 7.0
 _TEXT = 11
 _CLEANUPS = (
     (r"<!--.*?-->\n?", ""),
@@ -29,17 +29,17 @@ _CLEANUPS = (
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, share: bool, wide: bool) -> Markup:
-    """One quantity over the steps of a stage.
+def line_chart(steps: Sequence[float], values: Sequence[float], *, over: str, label: str, share: bool) -> Markup:
+    """One quantity as a stage went on.
 
     Args:
         steps: at least one; where there are more than 30, a moving average is drawn over the faint raw line.
         values: one a step.
+        over: what a step is called.
         label: what a screen reader says.
         share: the quantity lies in [0, 1] and is shown in percent.
-        wide: two charts share the page's width, rather than three.
     """
-    figure, axes = _canvas(_WIDE if wide else _NARROW)
+    figure, axes = _canvas(_NARROW)
     window = max(1, len(values) // 15) if len(values) > 30 else 1
     if window > 1:
         axes.plot(steps, values, color=ACCENT, linewidth=1, alpha=0.3)
@@ -53,7 +53,7 @@ def line_chart(steps: Sequence[float], values: Sequence[float], *, label: str, s
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    axes.set_xlabel("step", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
+    axes.set_xlabel(over, color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
     return _svg(figure, label)
 
 
@@ -99,7 +99,7 @@ def distance_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]], quantity: 
         quantity: "proxy" or "gold".
         label: what a screen reader says.
     """
-    figure, axes = _canvas(_WIDE)
+    figure, axes = _canvas(_HALF)
     for (name, points), colour, marker in zip(curves.items(), (ACCENT, MUTED), ("o", "s"), strict=False):
         x, y = [p["sqrt_kl"] for p in points], [p[quantity] for p in points]
         reach = [
@@ -107,7 +107,7 @@ def distance_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]], quantity: 
             [p[f"{quantity}_high"] - p[quantity] for p in points],
         ]
         axes.errorbar(x, y, reach, color=colour, marker=marker, markersize=5, linewidth=2, elinewidth=1, label=name)
-    axes.legend(frameon=False, labelcolor=MUTED, fontsize=_TEXT)
+    axes.legend(frameon=False, labelcolor=MUTED, fontsize=_TEXT, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("\u221aKL from the reference, \u221anats", color=MUTED, fontsize=_TEXT, loc="right", labelpad=1)
@@ -133,7 +133,7 @@ def interval_chart(
         high: right end.
         form: writes a number.
     """
-    figure, axes = _canvas((_WIDE[0], 0.55 + 0.52 * len(rows)))
+    figure, axes = _canvas((_WIDE, 0.55 + 0.52 * len(rows)))
     axes.grid(visible=False)
     places = [float(len(rows) - i) for i in range(len(rows))]
     axes.axvline(mark, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))

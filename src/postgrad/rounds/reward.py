@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from postgrad.config.sections import RewardConfig
 from postgrad.db.engine import sqlite_url
 from postgrad.errors import DataError
 from postgrad.feedback.pair_checks import add_too_long, as_rows
-from postgrad.feedback.pair_sources import read_pairs, source_paths
-from postgrad.feedback.pairs import Pair, pair_from_json, pair_to_json
+from postgrad.feedback.pair_sources import read_pairs, source_paths, split_labels
+from postgrad.feedback.pairs import Pair, label_to_json, pair_from_json
 from postgrad.feedback.store import LabelStore
 from postgrad.graders.certificate import weights_sha256, write_certificate
 from postgrad.methods.reward import (
@@ -35,13 +35,14 @@ from postgrad.rounds.certify import Exam, examine, sample_answers
 from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage, workspace_checkpoints
-from postgrad.run import CERTIFICATE, RunDirectory, sha256_file, sha256_tree
+from postgrad.run import CERTIFICATE, RunDirectory, read_json_lines, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
 
 NUM_CANARIES = 8
+NUM_SCALE = 256
 PARTS = ("train", "validation")
 
 
@@ -112,7 +113,7 @@ def _pairs_stage(run: _Run, stage: Stage) -> None:
     checkpoints = workspace_checkpoints(run.workspace) | {weights_sha256(run.initial)}
     data = read_pairs(recipe.data, run.folder, run.store, checkpoints=checkpoints)
     limit = min(recipe.data.max_tokens, context_length(run.initial))
-    parts = dict(zip(PARTS, data.split(recipe.data.validation_share), strict=True))
+    parts = dict(zip(PARTS, split_labels(data.pairs, recipe.data.validation_share), strict=True))
     ranked, long = {}, []
     for part, pairs in parts.items():
         ranked[part], too_long = rank_pairs(pairs, run.renderer, recipe.reward, max_tokens=limit, rater_weights={})
@@ -133,14 +134,13 @@ def _pairs_stage(run: _Run, stage: Stage) -> None:
     left_out = set(map(id, long))
     write_lines(
         stage.directory / "pairs.jsonl",
-        ({"part": part} | pair_to_json(p) for part, pairs in parts.items() for p in pairs if id(p) not in left_out),
+        ({"part": part} | label_to_json(p) for part, pairs in parts.items() for p in pairs if id(p) not in left_out),
     )
 
 
 def _read_part(run: _Run, part: str) -> list[Pair]:
     path = run.manifest.stage_directory("pairs") / "pairs.jsonl"
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [pair_from_json(row) for row in rows if row.pop("part") == part]
+    return [pair_from_json(row) for row in read_json_lines(path) if row.pop("part") == part]
 
 
 def _ranked(run: _Run, part: str) -> list[Ranked]:
@@ -185,7 +185,7 @@ def _certificate_stage(run: _Run, stage: Stage) -> None:
     exam = Exam(
         run.renderer, validation, pair_grades(_read_part(run, "validation")), cfg.num_probes, run.bar,
         reference=FrozenPolicy(initial, batch_tokens=recipe.batch_tokens) if cfg.log_probability else None,
-        sampled=sampled,
+        sampled=sampled, residualise=recipe.reward.residualise_length,
     )  # fmt: skip
     found = write_certificate(directory, examine(model, exam), recipe.reward.bar)
     write_json(stage.directory / CERTIFICATE, found)
@@ -202,10 +202,16 @@ def certificate_summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "best_baseline": best["name"],
         **_interval("best_baseline_accuracy", best["accuracy"]),
         **_interval("gain_over_it", best["gain"]),
+        **_length(found["length"]),
         "below_bar": "; ".join(found["below_bar"]) or "no",
         "model_sha256": found["model_sha256"],
         "calibration": found["calibration"],
     }
+
+
+def _length(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Reward a token, and whether it is taken off."""
+    return {} if found is None else {**_interval("length_slope", found["slope"]), "residualised": found["residualised"]}
 
 
 def _interval(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,9 +226,12 @@ def fit_reward_model(
     batch_tokens: int,
     bar: OpenBar,
 ) -> LocalTrainer:
-    """Train, and give the rewards of what was learned from mean 0 and deviation 1."""
+    """Train, and give the rewards of what was learned from, or of `NUM_SCALE` prompts of it, mean 0 and deviation 1."""
     freeze_below(model, cfg.train_layers)
     trainer = LocalTrainer(model, batch_tokens=batch_tokens, dump=run.path / "diverged")
     train_reward_model(trainer, training, cfg, run, bar("training the reward model", run))
-    standardise(model, torch.cat(score_ensemble(model, training, bar("reading its scale"))))
+    # Some hundreds of answers tell a deviation to a few percent; to read all takes half as long as to learn from them.
+    dice = random.Random(run.seed(0, "scale"))
+    some = sorted(dice.sample(range(len(training)), min(NUM_SCALE, len(training))))
+    standardise(model, torch.cat(score_ensemble(model, [training[i] for i in some], bar("reading its scale"))))
     return trainer

@@ -14,6 +14,7 @@ from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.judge import arena_stage, gate_stage
 from postgrad.rounds.manifest import Manifest
 from postgrad.rounds.stages import (
+    gold_stage,
     labels_stage,
     prompts_stage,
     reward_stage,
@@ -61,17 +62,20 @@ def run_round(
         url = database or sqlite_url(workspace / "postgrad.db")
         with LabelStore(url) as store:
             ctx = Context(recipe, manifest, initial, source, store, renderer, bar, ask)
+            gold = ("gold",) if "gold" in manifest.stages else ()
             work = [
                 Work("prompts", (), lambda s: prompts_stage(ctx, s)),
                 Work("sft", ("prompts",), lambda s: sft_stage(ctx, s)),
                 Work("samples", ("sft",), lambda s: samples_stage(ctx, s)),
                 Work("labels", ("samples",), lambda s: labels_stage(ctx, s)),
-                Work("reward", ("sft", "labels"), lambda s: reward_stage(ctx, s)),
-                Work("rl", ("sft", "reward"), lambda s: rl_stage(ctx, s, _rl_examples(ctx))),
+                Work("reward", ("sft", "labels"), lambda s: reward_stage(ctx, s, conversations=True)),
+                Work("gold", ("sft", "labels"), lambda s: gold_stage(ctx, s)),
+                Work("rl", ("sft", "reward", *gold), lambda s: rl_stage(ctx, s, _rl_examples(ctx))),
                 Work("arena", ("sft", "rl"), lambda s: arena_stage(ctx, s, released)),
                 Work("gate", ("rl", "arena"), lambda s: gate_stage(ctx, s, workspace, released)),
             ]
             inputs = {"source": sha256_file(source), "model": model["sha256"], "text": renderer.fingerprint}
+            work = [each for each in work if each.name in manifest.stages]
             run_stages(manifest, work, inputs=inputs, announce=announce)
     return manifest
 

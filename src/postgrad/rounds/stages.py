@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
 
 import torch
 
-from postgrad.data.mixture import Mixture, split_of
+from postgrad.config.sections import RewardConfig
+from postgrad.data.mixture import Mixture
 from postgrad.errors import DataError
-from postgrad.feedback.agreement import Grade, label_summary, signs
-from postgrad.feedback.competence import rater_weights
+from postgrad.feedback.agreement import label_summary
 from postgrad.feedback.raters import SimulatedRater
 from postgrad.feedback.records import Judged, Sample, Submission
-from postgrad.feedback.utility import utility
-from postgrad.graders.certificate import certified_reward_model, weights_sha256, write_certificate
-from postgrad.graders.reward_model import RewardModelGrader
+from postgrad.graders.certificate import certified_grader, weights_sha256, write_certificate
 from postgrad.methods.algorithms import make_algorithm
-from postgrad.methods.reward import Ranked, Verdict
+from postgrad.methods.reward_data import pair_grades
 from postgrad.methods.rl import train_rl
 from postgrad.models.load import context_length, save_policy, save_reward_model
 from postgrad.protocols import Policy
@@ -31,23 +29,26 @@ from postgrad.rounds.context import (
     completions,
     demonstration,
     last_user_text,
-    measure,
     rater_pool,
     read_splits,
     sample_all,
+    wanted,
+    worth,
     write_lines,
 )
 from postgrad.rounds.exam import PolicyExam
+from postgrad.rounds.gold import make_gold
 from postgrad.rounds.learn import learn_rows
 from postgrad.rounds.manifest import Stage
 from postgrad.rounds.reward import certificate_summary, fit_reward_model
+from postgrad.rounds.round_pairs import Lessons, reward_lessons
 from postgrad.run import RunDirectory
 from postgrad.trainer.checkpoint import forget_checkpoints
 from postgrad.trainer.local import FrozenPolicy, LocalTrainer
 from postgrad.types import Example, SamplingParams
 
-VALIDATION_SHARE = 0.15
 NUM_CANARIES = 8
+GOLD_HEADS = 3
 NUM_PROBES = 24
 """Held-out answers that are changed in one thing each for the reward model's certificate."""
 
@@ -148,7 +149,7 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
     else:
         examples = {e.id: e for e in labelled_examples(ctx)}
         by_id = {s.id: s for answers in by_prompt.values() for s in answers}
-        utilities = {i: utility(measure(examples[s.prompt_id], s.text, s.finish_reason)) for i, s in by_id.items()}
+        utilities = {i: worth(examples[s.prompt_id], s.text, s.finish_reason, wanted(cfg)) for i, s in by_id.items()}
         pool = rater_pool(ctx, cfg.num_raters, "train")
         submissions = []
         for n, comparison in enumerate(ctx.store.comparisons(purpose="train", round_id=ctx.round_id)):
@@ -169,29 +170,54 @@ def labels_stage(ctx: Context, stage: Stage) -> None:
     stage.summary = label_summary(j.preference for j in judged)
 
 
-def reward_stage(ctx: Context, stage: Stage) -> None:
-    """A reward model from the labels, with its certificate; refuses to go on with one below the recipe's bar."""
-    cfg = ctx.recipe.reward
-    decided = [j for j in ctx.store.preferences(purpose="train", round_id=ctx.round_id) if j.preference.tiers]
-    weights = rater_weights(decided)
-    training, validation = _ranked(ctx, decided, weights)
-    run = RunDirectory(stage.directory, _seed(ctx, "reward"))
+def reward_stage(ctx: Context, stage: Stage, *, conversations: bool) -> None:
+    """A reward model from the labels, with its certificate; refuses to go on with one below the recipe's bar.
+
+    With `conversations`, the choices made in those of this workspace are among the labels.
+    """
+    _learn_reward(ctx, stage, reward_lessons(ctx, "train", conversations=conversations), ctx.recipe.reward)
+
+
+def gold_stage(ctx: Context, stage: Stage) -> None:
+    """A held-out ensemble, to examine the policy: it learns from prompts whose labels the reward model never saw.
+
+    It has the reward model's own training and bar, and no part of what people said is taken from it.
+    """
+    changes = {"num_heads": GOLD_HEADS, "residualise_length": False}
+    lessons = reward_lessons(ctx, "gold", conversations=True)
+    _learn_reward(ctx, stage, lessons, ctx.recipe.reward.model_copy(update=changes))
+
+
+def _learn_reward(ctx: Context, stage: Stage, lessons: Lessons, cfg: RewardConfig) -> None:
+    """Train it, and certify it.
+
+    Raises:
+        DataError: it does not pass the recipe's bar.
+    """
+    training, validation = lessons.training, lessons.validation
+    stage.summary = lessons.counts
+    run = RunDirectory(stage.directory, _seed(ctx, stage.record.name))
     torch.manual_seed(run.seed(0, "init"))
     model = ctx.load("sft", heads=("reward",), num_rewards=cfg.num_heads)
     trainer = fit_reward_model(model, training, cfg, run, ctx.recipe.batch_tokens, ctx.bar)
     canaries = [answer for group in training for answer in group.answers][:NUM_CANARIES]
     save_reward_model(model, stage.directory / "model", tokenizer_from=ctx.initial, canaries=canaries)
     forget_checkpoints(run)
-    exam = Exam(ctx.renderer, validation, _grades(ctx), NUM_PROBES, ctx.bar, sampled=validation)
+    exam = Exam(
+        ctx.renderer, validation, pair_grades(lessons.held_out), NUM_PROBES, ctx.bar,
+        sampled=validation, residualise=cfg.residualise_length,
+    )  # fmt: skip
     found = write_certificate(stage.directory / "model", examine(model, exam), cfg.bar)
     stage.add_tokens(
         trained=trainer.trained_tokens, scored=sum(len(a) for g in (*training, *validation) for a in g.answers)
     )
-    stage.summary = certificate_summary(found) | {"train_prompts": len(training), "rater_weights": weights}
+    stage.summary |= certificate_summary(found)
+    stage.summary |= {"train_prompts": len(training), "rater_weights": lessons.rater_weights}
     if found["below_bar"]:
+        who = "held-out ensemble" if stage.record.name == "gold" else "reward model"
         raise DataError(
-            f"the reward model does not pass 'reward.bar': {'; '.join(found['below_bar'])}; collect more labels or "
-            "train it longer"
+            f"the {who} does not pass 'reward.bar': {'; '.join(found['below_bar'])}; collect more labels or train it "
+            "longer"
         )
 
 
@@ -212,13 +238,13 @@ def rl_stage(ctx: Context, stage: Stage, examples: Sequence[Example]) -> None:
     algorithm = make_algorithm(cfg)
     run.write_config({"algorithm": cfg.algorithm} | asdict(algorithm))
     directory = ctx.manifest.stage_directory("reward") / "model"
-    reward_model = certified_reward_model(directory, ctx.recipe.reward.bar, placement=ctx.placement)
-    grader, engine = RewardModelGrader(reward_model), ctx.engine(model)
+    grader = certified_grader(directory, ctx.recipe.reward.bar, placement=ctx.placement)
+    engine = ctx.engine(model)
     exam = None
     if ctx.recipe.exam is not None:
         exam = PolicyExam(
             ctx, ctx.recipe.exam, stage.directory / "exam", examples[held_out:],
-            model=model, policy=trainer, reference=reference, engine=engine, proxy=grader,
+            model=model, policy=trainer, reference=reference, engine=engine, proxy=grader, gold=make_gold(ctx),
         )  # fmt: skip
     outcome = asyncio.run(
         train_rl(
@@ -241,7 +267,7 @@ def rl_stage(ctx: Context, stage: Stage, examples: Sequence[Example]) -> None:
     if exam is not None:
         fell = asyncio.run(exam.sit(outcome.steps))
         if fell is not None:
-            stopped, version = fell, exam.go_back(stage.directory / "policy")
+            stopped, version = fell, exam.go_back(outcome.steps, stage.directory / "policy")
         examined = exam.finish()
     forget_checkpoints(run)
     if exam is not None:
@@ -275,73 +301,6 @@ def _rater(pool: Sequence[SimulatedRater], comparison: int, place: int) -> Simul
     others = len(pool) - 1
     step = 1 + (place - 1 + comparison // len(pool)) % others if place else 0
     return pool[(comparison + step) % len(pool)]
-
-
-def _ranked(ctx: Context, decided: Sequence[Judged], weights: Mapping[str, float]) -> tuple[list[Ranked], list[Ranked]]:
-    """Labels as token ids, by prompt: (training, validation), split by the prompt's hash.
-
-    Args:
-        ctx: of the round.
-        decided: its preferences without abstentions, which are no ties.
-        weights: of the raters; a label counts its own weight times its rater's.
-
-    Raises:
-        DataError: there is nothing to train on, or nothing to check it with.
-    """
-    examples = {e.id: e for e in labelled_examples(ctx)}
-    samples = {s.id: s for s in ctx.store.samples(round_id=ctx.round_id, stage="sft")}
-    by_prompt: dict[str, list[Judged]] = {}
-    for judged in decided:
-        by_prompt.setdefault(judged.prompt_id, []).append(judged)
-    parts: dict[str, list[Ranked]] = {"train": [], "validation": []}
-    for prompt_id in sorted(by_prompt):
-        prompt = ctx.renderer.render_prompt(examples[prompt_id].prompt)
-        sources = sorted({source for j in by_prompt[prompt_id] for source in j.comparison.sources})
-        verdicts = []
-        for j in by_prompt[prompt_id]:
-            first, second = (sources.index(source) for source in j.comparison.sources)
-            pairs = list(j.preference.pairs())
-            better, worse = (first, second) if not pairs or pairs[0] == (0, 1) else (second, first)
-            grade = max(0, (j.preference.strength or 1) - 1)
-            margin = ctx.recipe.reward.margin_per_grade * grade
-            verdicts.append(
-                Verdict(
-                    better,
-                    worse,
-                    tie=not pairs,
-                    weight=j.preference.weight * weights[j.preference.rater_id],
-                    margin=margin,
-                    strength=j.preference.strength or 1,
-                    rater=j.preference.rater_id,
-                    domain=str(j.details.get("source", "")),
-                )
-            )
-        answers = tuple((*prompt, *samples[source].token_ids) for source in sources)
-        parts[_part_of(prompt_id)].append(Ranked(len(prompt), answers, tuple(verdicts)))
-    for needy, rich in (("validation", "train"), ("train", "validation")):
-        spare = _decided(parts[rich])
-        if not _decided(parts[needy]) and len(spare) > 1:
-            parts[rich].remove(spare[-1])
-            parts[needy].append(spare[-1])
-        if not _decided(parts[needy]):
-            raise DataError(
-                "too few prompts with a preference that is no tie to train and to check a reward model; label more"
-            )
-    return parts["train"], parts["validation"]
-
-
-def _part_of(prompt_id: str) -> str:
-    return split_of(prompt_id, {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}, "reward")
-
-
-def _grades(ctx: Context) -> list[Grade]:
-    """What raters said of the held-out questions, whose agreement is the ceiling of the reward model's."""
-    judged = ctx.store.preferences(purpose="train", round_id=ctx.round_id)
-    return signs(j for j in judged if _part_of(j.prompt_id) == "validation")
-
-
-def _decided(ranked: list[Ranked]) -> list[Ranked]:
-    return [group for group in ranked if not all(v.tie for v in group.verdicts)]
 
 
 def _label_row(judged: Judged) -> dict[str, object]:

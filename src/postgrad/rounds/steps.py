@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
@@ -32,7 +31,7 @@ from postgrad.rounds.context import OpenBar, write_json, write_lines
 from postgrad.rounds.frame import Work, open_round, run_stages
 from postgrad.rounds.manifest import Manifest, Stage
 from postgrad.rounds.reward import NUM_CANARIES, PARTS, certificate_summary
-from postgrad.run import STEPS, RunDirectory, sha256_file, sha256_tree
+from postgrad.run import STEPS, RunDirectory, read_json_lines, sha256_file, sha256_tree
 from postgrad.text.template import Renderer
 from postgrad.text.tokenizer import load_tokenizer
 from postgrad.trainer.checkpoint import forget_checkpoints
@@ -145,7 +144,7 @@ def _with_system(solution: Solution, system: str) -> Solution:
 
 def _read_part(run: _Run, part: str) -> list[Solution]:
     path = run.manifest.stage_directory("steps") / "solutions.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(path)
     return [
         Solution(r["prompt_id"], conversation_from_json(r["prompt"]), tuple(r["steps"]), tuple(r["verdicts"]))
         for r in rows
@@ -191,7 +190,7 @@ def _compared(run: _Run, supervision: Supervision, pairs: Sequence[HeldOut]) -> 
     if supervision == "process":
         return {}
     path = run.manifest.stage_directory("process") / "held_out.jsonl"
-    theirs = [json.loads(line)["logit"] for line in path.read_text(encoding="utf-8").splitlines()]
+    theirs = [row["logit"] for row in read_json_lines(path)]
     held_out = _read_part(run, "validation")
     process = _pairs(held_out, [run.scored(s, "outcome") for s in held_out], theirs)
     both = [replace(p, baselines={"outcome": o.margin}) for p, o in zip(process, pairs, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,11 @@ from postgrad.feedback.queue import LabelQueue
 from postgrad.feedback.records import Sample
 from postgrad.feedback.store import LabelStore
 from postgrad.feedback.tasks import NewTask
-from postgrad.feedback.utility import utility
+from postgrad.feedback.utility import Utility
 from postgrad.feedback.utility import words as words_of
 from postgrad.methods.sft import Rendered
-from postgrad.rounds.context import last_user_text, measure, write_lines
+from postgrad.rounds.context import last_user_text, worth, write_lines
+from postgrad.run import read_json_lines
 from postgrad.text.template import Renderer, check_fits
 from postgrad.types import Edit, Example, Group, Message
 
@@ -81,7 +81,12 @@ def lessons_of_the_best(groups: Sequence[Group], *, min_reward: float | None) ->
 
 
 def lessons_of_edits(
-    samples: Sequence[tuple[Example, Sample]], edits: Mapping[str, str], renderer: Renderer, *, context: int
+    samples: Sequence[tuple[Example, Sample]],
+    edits: Mapping[str, str],
+    weights: Utility,
+    renderer: Renderer,
+    *,
+    context: int,
 ) -> Lessons:
     """Edited answers as demonstrations; answers without a usable edit are counted, not learned."""
     lessons, before, after, unusable = [], [], [], 0
@@ -96,8 +101,8 @@ def lessons_of_edits(
         except DataError:
             unusable += 1
             continue
-        before.append(utility(measure(example, sample.text, sample.finish_reason)))
-        after.append(utility(measure(example, text, "stop")))
+        before.append(worth(example, sample.text, sample.finish_reason, weights))
+        after.append(worth(example, text, "stop", weights))
         lessons.append(Lesson(example.id, last_user_text(example.prompt), sample.text, text, ids, mask))
     return lessons, {
         "answers": len(samples),
@@ -121,12 +126,18 @@ def write_lessons(lessons: Sequence[Lesson], path: Path) -> None:
 
 
 def read_lessons(path: Path) -> list[Rendered]:
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = read_json_lines(path)
     return [(tuple(row["ids"]), tuple(row["mask"])) for row in rows]
 
 
 def collect_edits(
-    store: LabelStore, samples: Sequence[tuple[Example, Sample]], cfg: EditsConfig, *, seed: int, workspace: Path
+    store: LabelStore,
+    samples: Sequence[tuple[Example, Sample]],
+    cfg: EditsConfig,
+    weights: Utility,
+    *,
+    seed: int,
+    workspace: Path,
 ) -> dict[str, str]:
     """Sample -> its text as it was last edited; the samples, of one stage of one round, are in the store.
 
@@ -137,12 +148,12 @@ def collect_edits(
     if cfg.by == "people":
         _ask_for_edits(store, [sample for _, sample in samples], round_id=round_id, workspace=workspace)
     else:
-        _simulate_edits(store, samples, cfg, seed=seed)
+        _simulate_edits(store, samples, cfg, weights, seed=seed)
     return {edit.sample_id: edit.text for edit in store.edits(round_id=round_id, stage=stage)}
 
 
 def _simulate_edits(
-    store: LabelStore, samples: Sequence[tuple[Example, Sample]], cfg: EditsConfig, *, seed: int
+    store: LabelStore, samples: Sequence[tuple[Example, Sample]], cfg: EditsConfig, weights: Utility, *, seed: int
 ) -> None:
     """Every answer goes to one editor; their edits are stored as those of simulated raters."""
     editors = make_editors(cfg.num_editors, seed=seed, carelessness=cfg.careless_frac)
@@ -159,6 +170,7 @@ def _simulate_edits(
             prompt=last_user_text(example.prompt),
             reference=example.target,
             constraints=example.metadata.get("constraints", ()),
+            weights=weights,
         )
         edits.append(Edit(sample.id, editor.id, sample.text, text))
     store.record_edits(edits)

@@ -25,6 +25,8 @@ HELP = """\
 /help           show this
 /quit           leave; so does Ctrl-D
 Ctrl-C          stop the answer"""
+ASK = "\x01\x1b[1;36m\x02you >\x01\x1b[0m\x02 "
+"""Bold cyan; what is between \x01 and \x02 has no width for readline, which prints this again when it redraws."""
 
 
 def chat(
@@ -81,13 +83,15 @@ class _Session:
         if not self.interactive:
             yield from (line.strip() for line in sys.stdin if line.strip())
             return
-        # For its side effect: line editing and history in `input`.
-        with contextlib.suppress(ImportError):
+        prompt = "you > "
+        with contextlib.suppress(ImportError):  # importing it gives `input` line editing and history
             import readline  # noqa: F401
+
+            prompt = prompt if self.console.is_dumb_terminal or self.console.no_color else ASK
         self.say("Type a message, or /help.")
         while True:
             try:
-                line = self.console.input("[bold cyan]you >[/] ").strip()
+                line = input(prompt).strip()
             except EOFError:
                 self.console.print()
                 return
