@@ -86,23 +86,23 @@ def test_a_grader_that_raises_abstains_from_its_group_alone(error):
 
 @pytest.mark.parametrize("sleep", [asyncio.sleep, time.sleep], ids=["awaiting", "blocking"])
 def test_a_grader_that_hangs_abstains_after_the_timeout_and_the_others_go_on(monkeypatch, sleep):
-    monkeypatch.setattr(rollout, "GRADER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(rollout, "GRADER_TIMEOUT_S", 2)
 
     class Sleeper:
         name = "sleeper"
 
         async def grade(self, group):
             if group.example.id == "b":
-                waiting = sleep(4)
+                waiting = sleep(12)
                 if waiting is not None:
                     await waiting
             return scores(1.0)
 
     began = time.perf_counter()
     groups = grade([answered("a"), answered("b"), answered("c")], Sleeper())
-    assert time.perf_counter() - began < 3.5
+    assert time.perf_counter() - began < 11
     assert [[t.reward for t in g.trajectories] for g in groups] == [[1.0] * 3, [None] * 3, [1.0] * 3]
-    assert given(groups[1])[0] == [("sleeper", None, "failed: no answer within 0.5 s")]
+    assert given(groups[1])[0] == [("sleeper", None, "failed: no answer within 2 s")]
 
 
 def test_hanging_calls_are_counted_because_a_thread_cannot_be_killed(monkeypatch):
@@ -199,7 +199,7 @@ def is_running(pid):
 
 
 def _grade_for_ever(path):
-    grade([answered(str(path))], FunctionGrader("endless", endless, timeout_s=1.0))
+    grade([answered(str(path))], FunctionGrader("endless", endless, timeout_s=3.0))
 
 
 def test_a_function_does_not_outlive_a_run_that_was_killed(tmp_path):

@@ -193,6 +193,7 @@ def test_another_process_finds_the_same_conversation_with_its_answers_in_the_sam
 def test_a_conversation_that_was_killed_while_it_was_answered_can_be_said_again(url: str) -> None:
     with LabelStore(url) as store:
         speakers = [Scripted("policy-a"), Scripted("policy-b", lambda m, n: "slow")]
+        speakers[1].timeout_s = 60.0
         talks = open_talks(store, speakers)
         got = hold(talks)
 
@@ -441,16 +442,20 @@ def test_an_answer_that_comes_after_its_person_was_erased_is_not_kept(url: str) 
 
 def test_who_talks_holds_nobody_elses_work_up(url: str) -> None:
     with LabelStore(url) as store:
-        talks = open_talks(store, [Scripted("policy-a", lambda m, n: "slow"), Scripted("policy-b")], num=2)
+        speakers = two()
+        talks = open_talks(store, speakers, num=2)
         got = hold(talks)
 
         async def both() -> None:
+            speakers[0].gate, speakers[0].timeout_s = asyncio.Event(), 60.0
             task = asyncio.create_task(talks.say(got.id, "ada", "Hello?", version=0))
-            await asyncio.sleep(0.05)
+            while not speakers[0].heard:
+                await asyncio.sleep(0.01)
             theirs = await asyncio.to_thread(talks.queue.claim, "bob")
             assert isinstance(theirs, Assigned)
             assert talks.is_under_way(got.id)
             await asyncio.to_thread(talks.queue.skip, theirs.id, "bob", "no time")
+            speakers[0].gate.set()
             await task
 
         asyncio.run(both())
