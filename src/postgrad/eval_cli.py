@@ -182,10 +182,10 @@ def _change_table(change: Mapping[str, Any], before: str, after: str) -> Table:
     ):
         table.add_row(title, _interval(change[key], signed=True))
     ratio = change["false_claims_ratio"]
-    table.add_row(
-        "false claims, times what they were",
-        f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "none before",
-    )
+    if ratio:
+        high = "no bound" if ratio["high"] is None else f"{ratio['high']:.2f}"
+        said = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {high}]"
+    table.add_row("false claims, times what they were", said if ratio else "none before")
     return table
 
 

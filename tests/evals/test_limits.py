@@ -46,6 +46,12 @@ def test_there_is_no_ratio_without_false_claims_before() -> None:
     assert compare(rows("nn", "nn"), rows("cn", "nn"))["false_claims_ratio"] is None
 
 
+def test_a_ratio_has_no_upper_bound_where_some_draws_hold_no_false_claim_before() -> None:
+    """Two capabilities, one of them without a claim before: a quarter of the draws divide by nothing."""
+    ratio = compare(rows("cncn", "nnnn"), rows("cccn", "nnnn"))["false_claims_ratio"]
+    assert ratio == {"value": 1.5, "low": 1.0, "high": None, "num": 2}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -47,7 +47,8 @@ def resampled(sums: Floats, statistic: Callable[[Floats], Floats], *, seed: int)
 
     Args:
         sums: [num_questions, num_terms]; what each question adds to the totals.
-        statistic: [num_samples, num_terms] -> [num_samples]; NaN where it does not exist.
+        statistic: [num_samples, num_terms] -> [num_samples]; NaN where it does not exist, and infinities are ordered
+            as numbers are.
         seed: of the bootstrap.
     """
     num = len(sums)
@@ -57,7 +58,9 @@ def resampled(sums: Floats, statistic: Callable[[Floats], Floats], *, seed: int)
     draws = (np.bincount(dice.integers(num, size=num), minlength=num) for _ in range(RESAMPLES))
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(np.stack([sums.sum(axis=0), *(draw @ sums for draw in draws)]))
-    if not np.isfinite(values[0]):
-        return None
-    low, high = np.nanquantile(values[1:], (0.025, 0.975))
+        if not np.isfinite(values[0]):
+            return None
+        low, high = np.nanquantile(values[1:], (0.025, 0.975))
+    if np.isnan(high):  # halfway between two infinities
+        high = np.inf
     return Estimate(float(values[0]), float(low), float(high), num)
