@@ -1,8 +1,10 @@
+import ctypes
+
 import pytest
 import torch
 
 from postgrad.models.linear import use_fast_products
-from postgrad.ops.product import AdaptedProduct, PackedWeight, Product, product
+from postgrad.ops.product import _ONEDNN, AdaptedProduct, PackedWeight, Product, product
 
 
 @pytest.mark.parametrize("rows", [2, 3, 12, 33, 200])
@@ -84,3 +86,24 @@ def test_an_adapted_product_and_its_gradients_are_those_of_the_formula(bias):
     found = torch.autograd.grad(out, (x, a, b), upstream)
     for mine, theirs in zip(found, torch.autograd.grad(expected, (x, a, b), upstream), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+class HeapInfo(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@pytest.mark.skipif(not _ONEDNN, reason="another library multiplies here")
+def test_products_of_ever_other_shapes_do_not_pile_up():
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("the C library does not say what its heap holds")
+    libc.mallinfo2.restype = HeapInfo
+    weight = torch.randn(576, 576)
+    held = []
+    for rows in range(200, 600):
+        product(torch.randn(rows, 576), weight)
+        held.append(libc.mallinfo2().uordblks)
+    assert held[-1] - held[80] < 20e6, "400 kept shapes are 150 MB"
