@@ -47,7 +47,23 @@ def test_the_detector_knows_the_language_of_every_prompt_and_says_when_a_text_is
     prompts = [(language, text) for task in tasks.values() for language, text in task.prompts.items()]
     assert len(prompts) == 100
     assert [(language, text) for language, text in prompts if detect(text) != language] == []
-    assert detect("Paris.") is None
+    assert [detect(text) for text in ("Paris.", "Mona", "Marie Curie", "Winter", "Seven.")] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The capital of France is Paris.", "en"),
+        ("The sky is blue.", "en"),
+        ("天空是蓝色", "zh"),
+        ("La Tierra gira alrededor de la Tierra.", "es"),
+        ("15 jours", "fr"),
+        ("O céu está azul hoje e não chove.", "pt"),
+        ("De hemel is vandaag blauw en het regent niet.", "nl"),
+    ],
+)
+def test_short_sentences_have_a_language_and_others_than_those_asked_are_recognised(text: str, language: str) -> None:
+    assert detector()(text) == language
 
 
 def test_without_the_detector_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,9 @@ from postgrad.feedback.intervals import share_of
 LANGUAGES: Final = ("en", "es", "fr", "de", "zh")
 Check = Literal["contains", "sentences", "limit"]
 MIN_CONFIDENCE: Final = 0.5
-"""Below it the detector has not decided; single names are such answers."""
+"""Below it the detector has not decided among all languages: short sentences and single names are such answers."""
+MIN_CONFIDENCE_ASKED: Final = 0.8
+"""Likewise among the languages of the questions, which decides short sentences and leaves names open."""
 _END: Final = re.compile("[.!?\u3002\uff01\uff1f\u2026][\"'\u201d\u2019\u00bb\u300d)]*$")
 _SENTENCE: Final = re.compile("[.!?\u2026]+[\"'\u201d\u2019\u00bb)]*(?=\\s|$)|[\u3002\uff01\uff1f]+[\u201d\u300d]*")
 _ADMITS: Final = {
@@ -84,7 +86,9 @@ def read_tasks(path: Path) -> list[Task]:
 
 
 def detector() -> Callable[[str], str | None]:
-    """The language of a text as its ISO 639-1 code, of 97; None where it is too short to say (py3langid, offline).
+    """The language of a text as its ISO 639-1 code; None where it is too short to say (py3langid, offline).
+
+    One of 97, or, where none of them is sure, one of those that the questions are in.
 
     Raises:
         ConfigError: the package is not installed.
@@ -93,11 +97,15 @@ def detector() -> Callable[[str], str | None]:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise ConfigError("the language detector is not installed; run: pip install 'postgrad[languages]'") from None
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    every, asked = (LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True) for _ in range(2))
+    asked.set_languages(list(LANGUAGES))
 
     def detect(text: str) -> str | None:
-        language, confidence = identifier.classify(text)
-        return cast(str, language) if confidence >= MIN_CONFIDENCE else None
+        for identifier, least in ((every, MIN_CONFIDENCE), (asked, MIN_CONFIDENCE_ASKED)):
+            language, confidence = identifier.classify(text)
+            if confidence >= least:
+                return cast(str, language)
+        return None
 
     return detect
 

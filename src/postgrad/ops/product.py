@@ -22,7 +22,7 @@ _AMD = "AuthenticAMD" in (_CPUINFO.read_text() if _CPUINFO.exists() else platfor
 # rows on a row's bits do not depend on the other rows.
 _ONEDNN = _X86 and _AMD and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 # oneDNN and torch's binding of it each keep what they compiled for the last 1024 shapes, half a megabyte apiece. Packed
-# batches hardly ever have as many rows as an earlier one; 64 are enough for the layers of one. Read at the first product.
+# batches seldom have as many rows as an earlier one, and 64 do for the layers of one. Read at the first product.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
 PACKED_ROWS = 64
