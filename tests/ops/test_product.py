@@ -7,7 +7,7 @@ from postgrad.models.linear import use_fast_products
 from postgrad.ops.product import _ONEDNN, AdaptedProduct, PackedWeight, Product, product
 
 
-@pytest.mark.parametrize("rows", [2, 3, 12, 33, 200])
+@pytest.mark.parametrize("rows", [1, 2, 3, 12, 33, 200])
 @pytest.mark.parametrize(("outer", "inner"), [(128, 96), (192, 576), (576, 1536)])
 def test_a_row_of_a_packed_product_has_the_bits_that_it_has_among_many_unpacked(rows, outer, inner):
     x, weight = torch.randn(300, inner), torch.randn(outer, inner)
