@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h of gl
 _MMAP_MAX = 65536  # its default
 _LARGE = 128 * 1024
 """Bytes from which memory is mapped where that is allowed; glibc's default, which it raises to 32 MB by itself."""
+# oneDNN and torch's binding of it each keep what they compiled for the last 1024 shapes, half a megabyte apiece. Packed
+# batches seldom have as many rows as an earlier one, and 64 do for the layers of one. Read at the first product.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")
 
 
 def keep_freed_memory() -> None:

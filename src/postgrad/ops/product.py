@@ -6,7 +6,6 @@ Shape suffixes: M rows, I inner size, O outer size, R rank of an adapter.
 from __future__ import annotations
 
 import functools
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,6 @@ _AMD = "AuthenticAMD" in (_CPUINFO.read_text() if _CPUINFO.exists() else platfor
 # 2048^3 on two Zen 5 threads, but 387 against 361 on two Sapphire Rapids cores. Both ship with torch, and from a dozen
 # rows on a row's bits do not depend on the other rows.
 _ONEDNN = _X86 and _AMD and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-# oneDNN and torch's binding of it each keep what they compiled for the last 1024 shapes, half a megabyte apiece. Packed
-# batches seldom have as many rows as an earlier one, and 64 do for the layers of one. Read at the first product.
-for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "64")
 PACKED_ROWS = 64
 """Rows that packed weights are laid out for; other numbers of rows use them too."""
 _TRIED = 4096
