@@ -17,6 +17,13 @@ def test_a_row_of_a_packed_product_has_the_bits_that_it_has_among_many_unpacked(
     torch.testing.assert_close(PackedWeight(weight)(x[:rows], bias), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not _ONEDNN, reason="another library multiplies here")
+@pytest.mark.parametrize("inner", [16, 576, 1536])
+def test_a_row_alone_has_the_bits_that_it_has_among_others(inner):
+    x, weight = torch.randn(40, inner), torch.randn(576, inner)
+    assert torch.equal(product(x[:1], weight), product(x, weight)[:1])
+
+
 def test_a_packed_weight_knows_when_its_parameter_has_changed():
     weight = torch.nn.Parameter(torch.randn(8, 4))
     packed = PackedWeight(weight)
