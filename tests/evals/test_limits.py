@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from postgrad.errors import DataError
+from postgrad.eval_cli import _change_table
 from postgrad.evals.limits import compare, read_pairs, summarise
 
 
@@ -50,6 +51,11 @@ def test_a_ratio_has_no_upper_bound_where_some_draws_hold_no_false_claim_before(
     """Two capabilities, one of them without a claim before: a quarter of the draws divide by nothing."""
     ratio = compare(rows("cncn", "nnnn"), rows("cccn", "nnnn"))["false_claims_ratio"]
     assert ratio == {"value": 1.5, "low": 1.0, "high": None, "num": 2}
+
+
+def test_the_table_says_that_a_ratio_has_no_bound() -> None:
+    table = _change_table(compare(rows("cncn", "nnnn"), rows("cccn", "nnnn")), "old", "new")
+    assert list(table.columns[1].cells)[-1] == "1.50 [1.00, no bound]"
 
 
 @pytest.mark.parametrize(
